@@ -7,7 +7,7 @@ object serves one driver; what several drivers share (a disk image) is behind it
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from vof.errors import InvalidArgument
 from vof.memory import HEAP, Pool
@@ -29,7 +29,7 @@ class Chain:
     __slots__ = ("readable", "token", "writable")
 
     def __init__(
-        self, readable: Sequence[memoryview], writable: Sequence[memoryview], token: int
+        self, readable: Sequence[memoryview], writable: Sequence[memoryview], token: Any
     ) -> None:
         self.readable = readable
         self.writable = writable
@@ -101,6 +101,9 @@ class DeviceModel(ABC):
 
     def status_changed(self, status: int) -> None:  # noqa: B027 - a hook, empty on purpose
         """The driver wrote the status byte (0 after a reset). Must not raise."""
+
+    def close(self) -> None:  # noqa: B027 - a hook, empty on purpose
+        """The driver is gone for good: let go of what is shared. Called once. Must not raise."""
 
     @abstractmethod
     async def serve(self, index: int, queue: DeviceQueue) -> None:

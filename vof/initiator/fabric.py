@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device at the other end of a fabric: ``VirtioDevice`` on a control queue.
+
+Life: *created* (the URL is parsed), *connected* (control queue up, ids known), *started* (features
+negotiated, queues connected, DRIVER_OK). Each queue is a connection of its own.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import trio
+
+from vof.errors import (
+    CommandError,
+    ConnectionLost,
+    NotPermitted,
+    NotSupported,
+    RemoteProtocolError,
+    VofError,
+)
+from vof.initiator.control import ControlQueue, exchange
+from vof.initiator.virtqueue import FabricVirtqueue, Link
+from vof.memory import HEAP
+from vof.protocol import v5
+from vof.protocol.v5_initiator import InitiatorStream
+from vof.transport import Connection, Url, connect
+from vof.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET
+from vof.virtio.device import CONFIG_RETRIES, VirtioDevice, VirtqueueInfo
+from vof.virtio.virtqueue import Virtqueue
+
+GOODBYE_S = 2.0
+BUSY_RETRIES = 50
+BUSY_PAUSE_S = 0.02
+
+
+async def _dial(url: Url, seconds: float) -> Connection:
+    """Open a connection, or raise ConnectionLost."""
+    try:
+        with trio.fail_after(seconds):
+            return await connect(url)
+    except (OSError, trio.TooSlowError) as error:
+        why = str(error) or f"no answer in {seconds:g} s"
+        raise ConnectionLost(f"cannot connect to {url}: {why}") from error
+
+
+class FabricDevice(VirtioDevice):
+    """A remote device. Made by ``vof.connect``.
+
+    Attributes:
+        url: where it is.
+        instance_id: the target's id for this association.
+        needs_reset: the device said that it cannot go on without a reset.
+    """
+
+    def __init__(
+        self, url: Url, ivqn: str, timeout: float, keepalive: float, nursery: trio.Nursery
+    ) -> None:
+        self.url = url
+        self.vqs: list[Virtqueue] = []
+        self.pool = HEAP
+        self.features = 0
+        self.config_changed: Callable[[VirtioDevice], None] | None = None
+        self.needs_reset = False
+        self._names = v5.BODY.encode({"ivqn": ivqn.encode(), "tvqn": url.tvqn.encode()})
+        self._timeout = timeout
+        self._keepalive = keepalive
+        self._nursery = nursery
+        self._queues: list[FabricVirtqueue] = []
+        self._connection: Connection
+        self._control: ControlQueue
+
+    async def open(self) -> None:
+        """Connect the control queue. Suspends.
+
+        Raises:
+            ConnectionLost: nobody answers.
+            CommandError: the target refuses.
+        """
+        link, answer = await self._link(
+            v5.CONTROL_QUEUE_SIZE, True, device_instance_id=v5.NEW_INSTANCE, vq_index=0
+        )
+        self._connection, stream = link
+        self.instance_id = answer["device_instance_id"]
+        self._control = ControlQueue(
+            self._connection, stream, self._timeout, self._keepalive, self._notice, self._lost
+        )
+        self._nursery.start_soon(self._control.run, self._nursery)
+        self.device_id = (await self._command(v5.GET_DEVICE_ID))["device_id"]
+        self.vendor_id = (await self._command(v5.GET_VENDOR_ID))["vendor_id"]
+
+    async def _link(self, size: int, control: bool, **fields: int) -> tuple[Link, dict[str, int]]:
+        """Open a connection and CONNECT it."""
+        connection = await _dial(self.url, self._timeout)
+        stream = InitiatorStream(size, control)
+        connection.attach(stream, self._nursery)
+        try:
+            answer = await exchange(
+                connection,
+                stream,
+                v5.CONNECT,
+                self._timeout,
+                self._names,
+                length=len(self._names),
+                queue_size=size,
+                **fields,
+            )
+        except BaseException:
+            connection.close()
+            raise
+        stream.inbox.trim()
+        return (connection, stream), answer
+
+    async def _command(self, opcode: int, **fields: int) -> dict[str, int]:
+        return (await self._control.commands([(opcode, fields)]))[0]
+
+    # -- config ops ---------------------------------------------------------------------------
+
+    async def get(self, offset: int, length: int) -> bytes:
+        """Read configuration space, all of one generation."""
+        places = _places(offset, length)
+        requests = [(v5.GET_CONFIG, {"offset": at, "bytes": width}) for at, width in places]
+        for _ in range(CONFIG_RETRIES):
+            answers = await self._control.commands(requests)
+            if len({answer["generation"] for answer in answers}) <= 1:
+                return b"".join(
+                    (answer["value"] & (1 << 8 * width) - 1).to_bytes(width, "little")
+                    for (_, width), answer in zip(places, answers, strict=True)
+                )
+        raise RemoteProtocolError("the device's configuration never stands still")
+
+    async def set(self, offset: int, value: bytes) -> None:
+        """Write configuration space."""
+        for at, width in _places(offset, len(value)):
+            piece = int.from_bytes(value[at - offset : at - offset + width], "little")
+            await self._command(v5.SET_CONFIG, offset=at, bytes=width, value=piece)
+
+    async def generation(self) -> int:
+        """Return the configuration generation; 0 for a device without configuration."""
+        try:
+            return (await self._command(v5.GET_CONFIG, offset=0, bytes=1))["generation"]
+        except CommandError as error:
+            if error.status != v5.ECONFOFF:
+                raise
+            return 0
+
+    async def get_status(self) -> int:
+        """Return the device status byte."""
+        return (await self._command(v5.GET_STATUS))["device_status"]
+
+    async def set_status(self, status: int) -> None:
+        """Write the device status byte."""
+        if not status:
+            raise NotPermitted("status 0 is a reset: call reset()")
+        await self._command(v5.SET_STATUS, device_status=status)
+
+    async def reset(self) -> None:
+        """Reset the device; its queues are closed."""
+        await self._command(v5.RESET_DEVICE)
+        self.features = 0
+        self.needs_reset = False
+        self._close_queues("the device was reset")
+
+    async def get_features(self) -> int:
+        """Return the features that the device offers, 128 bits of them."""
+        words = [
+            (await self._command(v5.GET_DEVICE_FEATURE, select=select))["feature"]
+            for select in range(2)
+        ]
+        return words[0] | words[1] << 64
+
+    async def finalize_features(self, features: int) -> None:
+        """Tell the device the chosen features."""
+        for select in range(max(1, math.ceil(features.bit_length() / 64))):
+            word = features >> 64 * select & (1 << 64) - 1
+            await self._command(v5.SET_DRIVER_FEATURE, select=select, feature=word)
+        self.features = features
+
+    async def get_vq_size(self, index: int) -> int:
+        """Return the largest size of a queue, 0 when there is none."""
+        try:
+            return (await self._command(v5.GET_VQ_SIZE, vq_index=index))["size"]
+        except CommandError as error:
+            if error.status != v5.EQUEUEQUOT:
+                raise
+            return 0
+
+    async def find_vqs(self, infos: Sequence[VirtqueueInfo]) -> list[Virtqueue]:
+        """Connect the queues."""
+        await self.del_vqs()
+        for index, info in enumerate(infos):
+            most = await self.get_vq_size(index)
+            if not most:
+                raise NotSupported(f"the device has {index} queues, not {len(infos)}")
+            size = min(info.size or most, most)
+
+            async def reopen(size: int, index: int = index) -> Link:
+                return await self._link_vq(index, size)
+
+            vq = FabricVirtqueue(index, info.name, most, info.callback, self._nursery, reopen)
+            vq.bind(await reopen(size), size)
+            self._queues.append(vq)
+            self.vqs.append(vq)
+        return list(self.vqs)
+
+    async def _link_vq(self, index: int, size: int) -> Link:
+        """Connect a virtqueue; wait a little for one that the target is still taking down."""
+        tries = 0
+        while True:
+            try:
+                link, _ = await self._link(
+                    size, False, device_instance_id=self.instance_id, vq_index=index
+                )
+                return link
+            except CommandError as error:
+                tries += 1
+                if error.status != v5.EQUEUEBUSY or tries == BUSY_RETRIES:
+                    raise
+            await trio.sleep(BUSY_PAUSE_S)
+
+    async def del_vqs(self) -> None:
+        """Disconnect the queues; an idle one politely."""
+        for vq in self._queues:
+            if vq.idle and not vq.is_broken:
+                await vq.disconnect(GOODBYE_S)
+        self._close_queues("the queue was deleted")
+
+    def _close_queues(self, why: str) -> None:
+        for vq in self._queues:
+            vq.break_(NotPermitted(f"queue {vq.name}: {why}"))
+            vq.close()
+        self._queues.clear()
+        self.vqs.clear()
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _notice(self, ident: int, fields: dict[str, int]) -> None:
+        """A completion that nobody asked for."""
+        if ident == v5.ID_CONFIG_CHANGE:
+            self._nursery.start_soon(self._look)
+
+    async def _look(self) -> None:
+        """After a config-change event: read the status, re-arm the event, tell the driver."""
+        try:
+            status = await self.get_status()
+            await self.generation()
+        except VofError:
+            return  # whoever uses the device is told by the control queue's end
+        self.needs_reset = bool(status & VIRTIO_CONFIG_S_NEEDS_RESET)
+        if self.config_changed is not None:
+            self.config_changed(self)
+
+    def _lost(self, error: VofError) -> None:
+        """The control queue ended, so the device instance did."""
+        self.break_device(error)
+        self._close_queues("the control queue ended")
+
+    async def close(self) -> None:
+        """Say goodbye where that is still possible, within a bound, and close everything."""
+        with trio.move_on_after(GOODBYE_S, shield=True):
+            try:
+                await self.del_vqs()
+                await self._command(v5.DISCONNECT)
+            except VofError:
+                pass
+        self._close_queues("the device was closed")
+        self._connection.close()
+
+
+def _places(offset: int, length: int) -> list[tuple[int, int]]:
+    """Cut a configuration access into naturally aligned ones of 8, 4, 2 or 1 bytes."""
+    places = []
+    while length:
+        width = next(w for w in (8, 4, 2, 1) if offset % w == 0 and w <= length)
+        places.append((offset, width))
+        offset += width
+        length -= width
+    return places

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Await one buffer on any virtqueue, from as many tasks as you like.
+
+There is no background task. The first waiter *leads*: it kicks, waits for used buffers, and wakes
+whoever they belong to; when its own buffer came, the next waiter leads. So a lone request costs no
+task switch at all, and thirty-two at once share one kick and one wait. Before it kicks, a leader
+that was not alone lets the tasks woken with it run, so that what they add goes out together.
+"""
+
+from collections.abc import Sequence
+
+import trio
+
+from vof.errors import QueueBroken, VofError
+from vof.memory import Buffer
+from vof.virtio.virtqueue import Virtqueue
+
+PENDING = -1
+BROKEN = -2
+
+
+class _Request:
+    """A waiter, and the token of its buffer."""
+
+    __slots__ = ("task", "written")
+
+    def __init__(self) -> None:
+        self.task: trio.lowlevel.Task | None = None
+        self.written = PENDING
+
+
+class RequestQueue:
+    """Awaitable requests on one virtqueue, which nobody else drives meanwhile.
+
+    Attributes:
+        vq: the virtqueue.
+    """
+
+    def __init__(self, vq: Virtqueue) -> None:
+        self.vq = vq
+        self._leading = False
+        self._crowd = False
+        self._waiting: dict[_Request, None] = {}
+        self._room = trio.lowlevel.ParkingLot()
+
+    async def request(self, sgs: Sequence[Buffer], out_sgs: int, in_sgs: int) -> int:
+        """Offer one chain and wait until the device used it. Suspends.
+
+        The buffers belong to the queue until then, also when the waiting task is cancelled:
+        hand over buffers that nobody else will use.
+
+        Returns:
+            How many bytes the device wrote.
+
+        Raises:
+            QueueBroken: the queue was broken before; nothing was sent.
+            VofError: what broke the queue meanwhile, with ``maybe_executed`` set.
+        """
+        vq = self.vq
+        while not vq.num_free and not vq.is_broken:
+            await self._wait_room()
+        request = _Request()
+        vq.add_sgs(sgs, out_sgs, in_sgs, request)
+        self._waiting[request] = None
+        if self._leading:
+            await self._follow(request)
+        if request.written == PENDING:
+            await self._lead(request)
+        if request.written < 0:
+            cause = vq.broken_by
+            if not isinstance(cause, VofError):
+                cause = QueueBroken(f"queue {vq.name} was broken", cause)
+            raise cause.as_in_flight()
+        return request.written
+
+    async def _follow(self, request: _Request) -> None:
+        """Sleep until the request is done, or it is our turn to lead."""
+        request.task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[request]
+            request.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    async def _lead(self, request: _Request) -> None:
+        """Kick, wait and wake, until our own request is done."""
+        self._leading = True
+        try:
+            if self._crowd:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            while request.written == PENDING:
+                await self._turn()
+        finally:
+            self._waiting.pop(request, None)
+            self._hand_over()
+        if self._crowd:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _wait_room(self) -> None:
+        """Wait until the queue may have room."""
+        if self._leading:
+            await self._room.park()
+            return
+        self._leading = True
+        try:
+            await self._turn()
+        finally:
+            self._hand_over()
+
+    async def _turn(self) -> None:
+        """Kick, wait for used buffers, and wake who waits for them."""
+        vq, waiting = self.vq, self._waiting
+        vq.kick()
+        await vq.wait_used()
+        get_buf, reschedule = vq.get_buf, trio.lowlevel.reschedule
+        count = 0
+        while (used := get_buf()) is not None:
+            request: _Request = used[0]  # type: ignore[assignment]  # nobody else adds
+            request.written = used[1]
+            count += 1
+            if (task := request.task) is not None:
+                del waiting[request]
+                request.task = None
+                reschedule(task)
+        self._crowd = count > 1
+        if vq.is_broken:
+            for request in waiting:
+                request.written = BROKEN
+                if request.task is not None:
+                    reschedule(request.task)
+                    request.task = None
+            waiting.clear()
+            self._room.unpark_all()
+        elif self._room:
+            self._room.unpark(count=count)
+
+    def _hand_over(self) -> None:
+        """Let another waiter lead, or somebody who waits for room."""
+        self._leading = False
+        for follower in self._waiting:
+            if follower.task is not None:
+                self._leading = True
+                trio.lowlevel.reschedule(follower.task)
+                follower.task = None
+                return
+        self._room.unpark()

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A byte stream cut into messages, and messages gathered into a byte stream. Pure.
+
+``Inbox`` drives a *program*: a generator that reads messages from a scratch buffer and suspends
+only when it starves. It yields either an int, "so many bytes in one piece, please", or a view,
+"fill this from the stream": then a large payload is received straight into its final place. The
+edge (a socket) asks ``spaces()`` where bytes may go, puts them there, and calls ``received(n)``.
+
+Programs hand out views of the scratch buffer. Who does so counts them in ``Inbox.lent``; the bytes
+stay untouched until the count is back at zero, a fresh buffer takes over where needed.
+"""
+
+from collections.abc import Generator
+from typing import TypeAlias
+
+from vof.memory import Buffer
+
+SCRATCH_BYTES = 256 * 1024
+INLINE_BYTES = 16 * 1024
+"""Payload up to this size is copied through the scratch buffer; larger goes straight."""
+ROOM_BYTES = 8 * 1024
+"""With less room than this at the end, the scratch buffer is rewound or replaced."""
+
+Program: TypeAlias = Generator["int | memoryview | None", None, None]
+
+
+class Inbox:
+    """The receiving half of a stream.
+
+    Attributes:
+        view: the scratch buffer; bytes ``pos`` to ``end`` are not read yet.
+        lent: how many holders of views of the scratch buffer (or of an earlier one) there are.
+    """
+
+    __slots__ = ("_need", "_program", "_target", "end", "lent", "pos", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(b"")
+        self.pos = self.end = self.lent = 0
+        self._need = 0
+        self._target: memoryview | None = None
+        self._program: Program
+
+    def run(self, program: Program) -> None:
+        """Start, or go on with, another program; bytes not read yet stay for it."""
+        self._program = program
+        self._target = None
+        self._need = 0
+
+    def spaces(self) -> list[memoryview]:
+        """Return where bytes may be received, to be filled in this order."""
+        pos, end, view = self.pos, self.end, self.view
+        if pos == end and not self.lent:
+            self.pos = self.end = pos = end = 0
+        size = len(view)
+        if size - end < ROOM_BYTES or pos + self._need > size:
+            rest = view[pos:end]
+            if self.lent or size < SCRATCH_BYTES:
+                view = memoryview(bytearray(SCRATCH_BYTES))
+            view[: end - pos] = bytes(rest)
+            self.view, self.pos, self.end = view, 0, end - pos
+            end -= pos
+        if self._target is None:
+            return [view[end:]]
+        return [self._target, view[end:]]
+
+    def received(self, count: int) -> None:
+        """Note that ``count`` bytes were put into ``spaces()``, and read what is complete.
+
+        Raises:
+            RemoteProtocolError: the program found bytes that no correct peer sends.
+        """
+        if (target := self._target) is not None:
+            room = len(target)
+            if count < room:
+                self._target = target[count:]
+                return
+            self._target = None
+            count -= room
+        self.end += count
+        self.advance()
+
+    def advance(self) -> None:
+        """Run the program until it starves; also to go on after it paused (yielded None)."""
+        if self._target is not None:
+            return
+        want = next(self._program)
+        if type(want) is int:
+            self._need = want
+        else:
+            self._need = 0
+            self._target = want  # type: ignore[assignment]  # an int went the other way
+
+    def redirect(self) -> None:
+        """Receive what the program waits for elsewhere, to be forgotten."""
+        if self._target is not None:
+            self._target = memoryview(bytearray(len(self._target)))
+
+    def trim(self) -> None:
+        """Let go of the scratch buffer, but for bytes that are not read yet."""
+        self.view = memoryview(bytearray(self.view[self.pos : self.end]))
+        self.pos, self.end = 0, len(self.view)
+
+
+class Outbox:
+    """The sending half: pieces in order. Small things gather in ``tail``, the last piece.
+
+    Attributes:
+        pieces: what is to be sent before ``tail``.
+        tail: append small things here.
+    """
+
+    __slots__ = ("pieces", "tail")
+
+    def __init__(self) -> None:
+        self.pieces: list[Buffer] = []
+        self.tail = bytearray()
+
+    def append(self, piece: Buffer) -> None:
+        """Add a large piece without copying it; it must not change until it is sent."""
+        self.seal()
+        self.pieces.append(piece)
+
+    def seal(self) -> list[Buffer]:
+        """Close ``tail`` and return all pieces."""
+        if self.tail:
+            self.pieces.append(self.tail)
+            self.tail = bytearray()
+        return self.pieces
+
+    def sent(self, count: int) -> None:
+        """Drop ``count`` bytes from the front of the sealed pieces."""
+        pieces = self.pieces
+        for number, piece in enumerate(pieces):
+            size = len(piece)
+            if count < size:
+                del pieces[:number]
+                if count:
+                    pieces[0] = memoryview(piece)[count:]
+                return
+            count -= size
+        pieces.clear()
+
+    def pending(self) -> int:
+        """Return how many bytes wait."""
+        return sum(map(len, self.pieces)) + len(self.tail)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Dialect v5 on a byte stream, as the initiator: commands out, completions in. Pure.
+
+A command id is the index of its entry in a list; entries that are free stand on a stack. So the
+token given at ``add`` is what a completion is matched with, and an id comes back into use only
+when its completion was read, whatever happened to whoever waited for it.
+"""
+
+import struct
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vof.errors import CommandError, RemoteProtocolError
+from vof.memory import Buffer
+from vof.protocol import v5
+from vof.protocol.stream import INLINE_BYTES, Inbox, Outbox, Program
+
+HEADER = struct.Struct("<HH4xII")
+SMALL_BYTES = 32 * 1024
+"""Readable parts up to this size are copied behind their header."""
+
+Used = tuple[object, int, object]
+
+
+Entry = tuple[object, object, Sequence[memoryview] | None, int]
+"""A command in flight: the caller's token; its second value (of a control command, the opcode);
+where the writable part goes (None for a control command), and how many bytes that is."""
+
+
+class Answer(NamedTuple):
+    """The completion of a control command.
+
+    Attributes:
+        data: the caller's token.
+        status: its status code.
+        fields: by name.
+    """
+
+    data: object
+    status: int
+    fields: dict[str, int]
+
+
+ABANDONED = object()
+"""The token of a command whose buffers went back to the driver before it completed."""
+
+
+class InitiatorStream:
+    """One connection's two directions.
+
+    Attributes:
+        free: command ids that are not in flight.
+        used: completed requests that were not taken yet: token, used length, context.
+        answers: completions of control commands that were not taken yet.
+        notices: completions that nobody asked for, that were not taken yet.
+    """
+
+    def __init__(self, size: int, control: bool) -> None:
+        self.inbox = Inbox()
+        self.outbox = Outbox()
+        self.free = list(range(size - 1, -1, -1))
+        self.used: deque[Used] = deque()
+        self.answers: deque[Answer] = deque()
+        self.notices: deque[tuple[int, dict[str, int]]] = deque()
+        self._entries: list[Entry | None] = [None] * size
+        self._control = control
+        self._filling: tuple[int, list[memoryview]] | None = None
+        self.inbox.run(self._completions())
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def add(self, sgs: Sequence[Buffer], out_sgs: int, data: object, ctx: object) -> None:
+        """Append one VQ command. There must be a free id; ``sgs`` is not empty."""
+        outbox = self.outbox
+        command_id = self.free.pop()
+        if len(sgs) == 2 and out_sgs == 1:
+            head, tail = sgs
+            out_length, in_length = len(head), len(tail)
+            writable = (tail if type(tail) is memoryview else memoryview(tail),)
+            if out_length <= SMALL_BYTES:
+                self._entries[command_id] = (data, ctx, writable, in_length)
+                outbox.tail += HEADER.pack(v5.VQ, command_id, out_length, in_length)
+                outbox.tail += head
+                return
+        out_length = sum(map(len, sgs[:out_sgs]))
+        spaces = [memoryview(sg) for sg in sgs[out_sgs:]]
+        in_length = sum(map(len, spaces))
+        self._entries[command_id] = (data, ctx, spaces, in_length)
+        outbox.tail += HEADER.pack(v5.VQ, command_id, out_length, in_length)
+        for segment in sgs[:out_sgs]:
+            if len(segment) <= SMALL_BYTES:
+                outbox.tail += segment
+            else:
+                outbox.append(segment)
+
+    def command(self, opcode: int, fields: Mapping[str, int], body: bytes, data: object) -> None:
+        """Append any other command. There must be a free id."""
+        command_id = self.free.pop()
+        self._entries[command_id] = (data, opcode, None, 0)
+        values = {"opcode": opcode, "command_id": command_id, **fields}
+        self.outbox.tail += v5.COMMANDS[opcode].command.encode(values) + body
+
+    def seal(self) -> list[Buffer]:
+        """Return all pieces that wait to be sent, in order; tell ``outbox.sent``."""
+        return self.outbox.seal()
+
+    def all_sent(self) -> None:
+        """Note that nothing waits to be sent any more: nothing to do here."""
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def _completions(self) -> Program:
+        inbox, unpack, entries = self.inbox, HEADER.unpack_from, self._entries
+        append, release, size = self.used.append, self.free.append, len(entries)
+        while True:
+            view, pos, end = inbox.view, inbox.pos, inbox.end
+            while end - pos >= 16:
+                status, command_id, length, in_length = unpack(view, pos)
+                entry = entries[command_id] if command_id < size else None
+                if entry is None or status:
+                    break
+                data, ctx, writable, capacity = entry
+                stop = pos + 16 + in_length
+                if (
+                    writable is None
+                    or stop > end
+                    or not length <= in_length <= capacity
+                    or data is ABANDONED
+                ):
+                    break
+                if in_length:
+                    if len(writable) == 1:
+                        writable[0][:in_length] = view[pos + 16 : stop]
+                    else:
+                        _scatter(writable, view[pos + 16 : stop])
+                entries[command_id] = None
+                release(command_id)
+                append((data, length, ctx))
+                pos = stop
+            inbox.pos = pos
+            if end - pos < 16:
+                del view
+                yield 16
+                continue
+            header = view[pos : pos + 16]
+            del view
+            yield from self._completion(header)
+
+    def _completion(self, header: memoryview) -> Program:
+        """Take one completion, at the front of the inbox, the slow way."""
+        inbox = self.inbox
+        status, command_id, length, in_length = HEADER.unpack(header)
+        entry = self._entries[command_id] if command_id < len(self._entries) else None
+        if entry is None:
+            self._notice(command_id, header)
+            inbox.pos += 16
+            return
+        data, ctx, writable, capacity = entry
+        if writable is None:
+            fields = v5.COMMANDS[ctx].completion.decode(header)
+            self.answers.append(Answer(data, status, fields))
+            inbox.pos += 16
+        elif status:
+            raise CommandError(f"the target refused a request: {v5.status_text(status)}", status)
+        elif not length <= in_length <= capacity:
+            raise RemoteProtocolError(
+                f"a completion claims a used length of {length} and {in_length} bytes, "
+                f"for a request with {capacity} writable bytes"
+            )
+        else:
+            del header  # a program that waits holds no memory
+            yield from self._payload(command_id, list(writable), in_length)
+            data = self._entries[command_id][0]  # it may be abandoned now
+            if data is not ABANDONED:
+                self.used.append((data, length, ctx))
+        self._entries[command_id] = None
+        self.free.append(command_id)
+
+    def _payload(self, command_id: int, segments: list[memoryview], length: int) -> Program:
+        """Take header and payload of a completion into the segments, large payload directly."""
+        inbox = self.inbox
+        if length <= INLINE_BYTES:
+            while inbox.end - inbox.pos < 16 + length:
+                yield 16 + length
+        inbox.pos += 16
+        self._filling = (command_id, segments)
+        for number in range(len(segments)):
+            part = segments[number][:length]
+            length -= len(part)
+            here = min(inbox.end - inbox.pos, len(part))
+            part[:here] = inbox.view[inbox.pos : inbox.pos + here]
+            inbox.pos += here
+            if here < len(part):
+                yield part[here:]
+        self._filling = None
+
+    def _notice(self, command_id: int, header: memoryview) -> None:
+        if not self._control or command_id not in v5.RESERVED_IDS:
+            raise RemoteProtocolError(f"a completion for command id {command_id}: none in flight")
+        self.notices.append((command_id, v5.CONFIG_EVENT.decode(header)))
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def inflight(self) -> list[object]:
+        """Return the tokens of all commands in flight."""
+        return [e[0] for e in self._entries if e is not None and e[0] is not ABANDONED]
+
+    def abandon(self) -> object | None:
+        """Return the token of one request in flight, or None; its buffers are not touched again.
+
+        Its command id stays in use until its completion was read.
+        """
+        for command_id, entry in enumerate(self._entries):
+            if entry is not None and entry[2] is not None and entry[0] is not ABANDONED:
+                space = memoryview(bytearray(entry[3]))
+                self._entries[command_id] = (ABANDONED, None, (space,), entry[3])
+                if self._filling and self._filling[0] == command_id:
+                    segments = self._filling[1]
+                    segments[:] = [memoryview(bytearray(len(s))) for s in segments]
+                    self.inbox.redirect()
+                return entry[0]
+        return None
+
+
+def _scatter(segments: Sequence[memoryview], data: memoryview) -> None:
+    """Copy ``data`` to the front of ``segments``."""
+    for segment in segments:
+        size = len(segment)
+        if size >= len(data):
+            segment[: len(data)] = data
+            return
+        segment[:] = data[:size]
+        data = data[size:]

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One initiator's device instance: its control queue, its virtqueues, its state.
+
+Everything that the initiator negotiates belongs to the association and to nobody else: features,
+status, generation, queues. Losing the control queue destroys it; losing a virtqueue stops that
+queue alone. A reset completes only when every task that served a queue has ended, so nothing of
+before can still land.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from vof.errors import InvalidArgument, LocalProtocolError, VofError
+from vof.protocol import v5
+from vof.protocol.session import Event, Session, State
+from vof.protocol.v5_target import Message, TargetStream
+from vof.target.queue import FabricDeviceQueue
+from vof.transport.connection import Connection
+from vof.virtio.constants import (
+    VIRTIO_CONFIG_S_DRIVER_OK,
+    VIRTIO_CONFIG_S_FEATURES_OK,
+    VIRTIO_CONFIG_S_NEEDS_RESET,
+    VIRTIO_F_VERSION_1,
+    bit,
+)
+from vof.virtio.model import DeviceModel
+from vof.virtio.status import next_status
+
+log = logging.getLogger("vof.target")
+
+WORD = (1 << 64) - 1
+CONFIG_WIDTHS = (1, 2, 4, 8)
+
+
+class Refused(VofError):
+    """A command is answered with this status; carries no blame.
+
+    Attributes:
+        status: the status code.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(v5.status_text(status))
+        self.status = status
+
+
+class Served:
+    """A connected virtqueue.
+
+    Attributes:
+        queue: what the model sees.
+        scope: cancelled to stop serving.
+        finished: set when nothing serves the queue any more.
+    """
+
+    def __init__(self, connection: Connection, stream: TargetStream, session: Session) -> None:
+        self.scope = trio.CancelScope()
+        self.finished = trio.Event()
+        self.queue = FabricDeviceQueue(connection, stream, session, self.scope.cancel)
+
+    async def stop(self) -> None:
+        """End it and wait until it ended."""
+        self.scope.cancel()
+        await self.finished.wait()
+
+
+class Association:
+    """A device instance. All methods run in the server's tasks.
+
+    Attributes:
+        ident: the device instance id.
+        tvqn: the device's name.
+        ivqn: the initiator's name.
+        peer: where its control queue comes from.
+        queues: the connected virtqueues by index.
+    """
+
+    def __init__(
+        self, ident: int, tvqn: str, ivqn: str, model: DeviceModel, connection: Connection
+    ) -> None:
+        self.ident = ident
+        self.tvqn = tvqn
+        self.ivqn = ivqn
+        self.peer = connection.peer
+        self.queues: dict[int, Served] = {}
+        self._model = model
+        self._connection = connection
+        self._stream: TargetStream
+        self._status = 0
+        self._features = 0
+        self._generation = 0
+        self._config = model.config()
+        self._armed = True
+        self._changed = False
+        self._live = trio.Event()
+        model.config_changed = self.config_changed
+
+    # -- control queue ------------------------------------------------------------------------
+
+    async def control(self, stream: TargetStream, session: Session, keepalive: float) -> None:
+        """Serve the control queue until it ends. Raises RemoteProtocolError."""
+        connection, self._stream = self._connection, stream
+        while connection.error is None and session.state is not State.CLOSED:
+            connection.flush()
+            await connection.drained()
+            if stream.messages:
+                message = stream.messages.pop(0)
+                await self._command(message, session)
+            elif stream.paused:
+                stream.inbox.advance()
+            else:
+                with trio.move_on_after(keepalive or float("inf")) as scope:
+                    await connection.wait()
+                    connection.receive()
+                if scope.cancelled_caught:
+                    stream.answer("keepalive event", v5.ID_KEEPALIVE, v5.OK)
+                else:
+                    stream.trim()
+        connection.flush()
+        await connection.drained()
+
+    async def _command(self, message: Message, session: Session) -> None:
+        """Answer one command of the control queue."""
+        row = v5.COMMANDS.get(message.opcode)
+        if message.opcode == v5.DISCONNECT:
+            session.received(Event.DISCONNECT)
+            await self.stop_queues()
+            self._stream.answer("DISCONNECT completion", message.command_id, v5.OK)
+            session.sent(Event.DISCONNECTED)
+            return
+        session.received(Event.CONNECT if message.opcode == v5.CONNECT else Event.COMMAND)
+        handler = HANDLERS.get(message.opcode)
+        layout, status, fields = "completion", v5.OK, {}
+        if row is None or handler is None:
+            status = v5.ENOCMD
+        else:
+            layout = row.completion.name
+            try:
+                fields = await handler(self, message.fields)
+            except Refused as refusal:
+                status = refusal.status
+        self._stream.answer(layout, message.command_id, status, **fields)
+        session.sent(Event.COMPLETION)
+        if message.opcode == v5.GET_CONFIG and self._changed:
+            self._changed = False
+            self._event()
+
+    async def _nothing(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {}
+
+    async def _get_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {"feature": 0}
+
+    async def _set_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
+        if fields["feature"]:
+            raise Refused(v5.EFEATURE)
+        return {}
+
+    async def _get_vendor_id(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {"vendor_id": self._model.vendor_id}
+
+    async def _get_device_id(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {"device_id": self._model.device_id}
+
+    async def _get_status(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {"device_status": self._status}
+
+    async def _set_status(self, fields: Mapping[str, int]) -> dict[str, int]:
+        try:
+            status = next_status(self._status, fields["device_status"])
+        except LocalProtocolError:
+            raise Refused(v5.ESTATUS) from None
+        if not status:
+            return await self._reset_device(fields)
+        fresh = status & ~self._status
+        if fresh & VIRTIO_CONFIG_S_FEATURES_OK:
+            if self._features & bit(VIRTIO_F_VERSION_1):
+                self._model.features = self._features
+            else:
+                status &= ~VIRTIO_CONFIG_S_FEATURES_OK  # the driver reads it back: refused
+        self._status = status
+        self._model.status_changed(status)
+        if fresh & VIRTIO_CONFIG_S_DRIVER_OK:
+            self._live.set()
+        return {}
+
+    async def _reset_device(self, fields: Mapping[str, int]) -> dict[str, int]:
+        await self.stop_queues()
+        self._status = self._features = self._model.features = 0
+        self._live = trio.Event()
+        self._model.status_changed(0)
+        return {}
+
+    async def _get_device_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
+        select = fields["select"]
+        return {"feature": 0 if select else self._model.device_features & WORD}
+
+    async def _set_driver_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
+        select, features = fields["select"], fields["feature"]
+        late = self._status & VIRTIO_CONFIG_S_FEATURES_OK
+        offered = 0 if select else self._model.device_features
+        if late or features & ~offered:
+            raise Refused(v5.EDEVFEATURE)
+        if not select:
+            self._features = features
+        return {}
+
+    async def _get_vq_size(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {"size": self.queue_size(fields["vq_index"], 0)}
+
+    def _place(self, fields: Mapping[str, int]) -> slice:
+        """Check a configuration access and return the place."""
+        offset, width = fields["offset"], fields["bytes"]
+        if width not in CONFIG_WIDTHS:
+            raise Refused(v5.ECONFBYTES)
+        if offset + width > len(self._config):
+            raise Refused(v5.ECONFOFF)
+        return slice(offset, offset + width)
+
+    async def _get_config(self, fields: Mapping[str, int]) -> dict[str, int]:
+        self._armed = True
+        place = self._place(fields)
+        self._refresh()
+        value = int.from_bytes(self._config[place], "little")
+        return {"generation": self._generation, "value": value}
+
+    async def _set_config(self, fields: Mapping[str, int]) -> dict[str, int]:
+        place = self._place(fields)
+        value = (fields["value"] & WORD).to_bytes(8, "little")[: fields["bytes"]]
+        try:
+            self._model.write_config(place.start, value)
+        except InvalidArgument:
+            raise Refused(v5.ECONFOFF) from None
+        self._config = self._model.config()  # the driver's own change is no news to it
+        return {}
+
+    # -- configuration change -----------------------------------------------------------------
+
+    def _refresh(self) -> bool:
+        """Read the model's configuration; return whether it changed."""
+        config = self._model.config()
+        if config == self._config:
+            return False
+        self._config = config
+        self._generation = (self._generation + 1) & 0xFFFFFFFF
+        return True
+
+    def config_changed(self) -> None:
+        """The model changed its configuration: tell the driver, once until it looked."""
+        if self._refresh():
+            self._event()
+
+    def _needs_reset(self) -> None:
+        """The device cannot go on: say so, by the status and the event that makes drivers look."""
+        self._status |= VIRTIO_CONFIG_S_NEEDS_RESET
+        self._event()
+
+    def _event(self) -> None:
+        if not self._armed:
+            self._changed = True
+            return
+        self._armed = False
+        self._stream.answer(
+            "config-change event", v5.ID_CONFIG_CHANGE, v5.OK, generation=self._generation
+        )
+        self._connection.flush()
+
+    # -- virtqueues ---------------------------------------------------------------------------
+
+    def queue_size(self, index: int, wanted: int) -> int:
+        """Return the size that a queue gets; ``wanted`` 0 means the largest. Raises Refused."""
+        if index >= len(self._model.queue_sizes):
+            raise Refused(v5.EQUEUEQUOT)
+        if wanted > self._model.queue_sizes[index]:
+            raise Refused(v5.EQSIZEQUOT)
+        return wanted or self._model.queue_sizes[index]
+
+    def join(
+        self, index: int, size: int, connection: Connection, stream: TargetStream, session: Session
+    ) -> Served:
+        """Make a connection one of the virtqueues. Raises Refused."""
+        size = self.queue_size(index, size)
+        if index in self.queues:
+            raise Refused(v5.EQUEUEBUSY)
+        stream.bind(size, self._model.pool)
+        served = self.queues[index] = Served(connection, stream, session)
+        return served
+
+    async def serve(self, index: int, served: Served) -> None:
+        """Serve a virtqueue until its connection ends, a reset, or the end of the association."""
+        try:
+            with served.scope:
+                await self._live.wait()
+                await self._model.serve(index, served.queue)
+        except Exception:
+            log.exception("%s: the model failed on queue %d; it needs a reset", self.tvqn, index)
+            self._needs_reset()
+        finally:
+            del self.queues[index]
+            served.finished.set()
+
+    async def stop_queues(self) -> None:
+        """Stop all virtqueues and wait until nothing serves them; their connections close."""
+        for served in list(self.queues.values()):
+            await served.stop()
+
+    async def drain(self) -> None:
+        """Take no more requests, and wait until none is in flight."""
+        for served in list(self.queues.values()):
+            served.queue.quiesce()
+            await served.queue.idle()
+
+    def end(self) -> None:
+        """Close the control queue: the association ends by itself then."""
+        self._connection.fail(None)
+
+    async def destroy(self) -> None:
+        """Stop everything. Not to be cancelled half way."""
+        with trio.CancelScope(shield=True):
+            await self.stop_queues()
+            self._model.status_changed(0)
+            self._model.close()
+
+
+Handler = Callable[[Association, Mapping[str, int]], Awaitable[dict[str, int]]]
+
+HANDLERS: dict[int, Handler] = {
+    v5.KEEPALIVE: Association._nothing,
+    v5.GET_FEATURE: Association._get_feature,
+    v5.SET_FEATURE: Association._set_feature,
+    v5.GET_VENDOR_ID: Association._get_vendor_id,
+    v5.GET_DEVICE_ID: Association._get_device_id,
+    v5.RESET_DEVICE: Association._reset_device,
+    v5.GET_STATUS: Association._get_status,
+    v5.SET_STATUS: Association._set_status,
+    v5.GET_DEVICE_FEATURE: Association._get_device_feature,
+    v5.SET_DRIVER_FEATURE: Association._set_driver_feature,
+    v5.GET_VQ_SIZE: Association._get_vq_size,
+    v5.GET_CONFIG: Association._get_config,
+    v5.SET_CONFIG: Association._set_config,
+}
+"""Commands of the control queue and what answers them; the rest is answered ENOCMD."""

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A virtqueue of the fabric, as its device sees it: ``DeviceQueue`` on one connection.
+
+The task that serves the queue is the task that reads its socket: one wait for a batch, nothing in
+between.
+"""
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from vof.errors import RemoteProtocolError
+from vof.protocol import v5
+from vof.protocol.session import Event, Session
+from vof.protocol.v5_target import TargetStream
+from vof.transport.connection import Connection
+from vof.virtio.model import Chain
+
+MOST_UNSENT = 1024 * 1024
+
+
+class FabricDeviceQueue:
+    """Implements ``DeviceQueue``; made by the association for one connected virtqueue.
+
+    Attributes:
+        requests: how many chains were received.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: TargetStream,
+        session: Session,
+        ended: Callable[[], None],
+    ) -> None:
+        self.requests = 0
+        self._connection = connection
+        self._stream = stream
+        self._session = session
+        self._ended = ended
+        self._progress: trio.Event | None = None
+        self._quiet = False
+        self.push = stream.push  # no call in between on the data path
+
+    async def receive(self) -> Sequence[Chain]:
+        """Wait for chains. When the connection is over, ends the serving task instead."""
+        stream, connection = self._stream, self._connection
+        connection.flush()
+        try:
+            while not stream.chains:
+                if connection.error is not None:
+                    await self._end()
+                if self._quiet or stream.messages or stream.paused or connection.blocked:
+                    await self._exception()
+                else:
+                    await connection.wait()
+                    connection.receive()
+        except RemoteProtocolError as error:
+            connection.fail(error)
+            await self._end()
+        chains = stream.chains
+        stream.chains = []
+        self.requests += len(chains)
+        return chains
+
+    def flush(self) -> None:
+        """Send what was pushed."""
+        self._connection.flush()
+        if self._progress is not None:
+            self._progress.set()
+
+    async def _exception(self) -> None:
+        """Do what is not waiting for the next request."""
+        stream, connection = self._stream, self._connection
+        if self._quiet:
+            await trio.sleep_forever()
+        elif stream.messages:
+            await self._message()
+        elif connection.blocked and stream.outbox.pending() > MOST_UNSENT:
+            await connection.drained()
+        elif not stream.paused:
+            await connection.wait()
+            connection.receive()
+        else:
+            if connection.blocked:
+                await connection.drained()
+            elif stream.inflight:
+                await self._step()
+            stream.inbox.advance()
+
+    async def _message(self) -> None:
+        """Handle a command that is not a request."""
+        stream = self._stream
+        message = stream.messages.pop(0)
+        if message.opcode == v5.DISCONNECT:
+            self._session.received(Event.DISCONNECT)
+            await self.idle()
+            stream.answer("DISCONNECT completion", message.command_id, v5.OK)
+            self._session.sent(Event.DISCONNECTED)
+            self._connection.flush()
+            await self._connection.drained()
+            self._connection.fail(None)
+            return
+        if message.opcode == v5.CONNECT:
+            self._session.received(Event.CONNECT)
+        self._session.received(Event.COMMAND)
+        stream.answer("completion", message.command_id, v5.ENOCMD)
+        self._session.sent(Event.COMPLETION)
+        self._connection.flush()
+        await self._connection.drained()
+        stream.inbox.advance()
+
+    async def _step(self) -> None:
+        """Wait until something was pushed and flushed."""
+        self._progress = trio.Event()
+        await self._progress.wait()
+
+    async def _end(self) -> None:
+        """End the serving task."""
+        self._ended()
+        await trio.sleep_forever()
+
+    async def idle(self) -> None:
+        """Wait until no request is in flight."""
+        while self._stream.inflight and self._connection.error is None:
+            await self._step()
+
+    def quiesce(self) -> None:
+        """Take no more requests; what is in flight goes on."""
+        self._quiet = True
+
+    def trim(self) -> None:
+        """Let go of memory that holds nothing."""
+        self._stream.trim()

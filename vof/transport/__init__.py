@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Carriers of the fabric protocol: the table of URL schemes, and how to get a connection."""
+
+import importlib
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from vof.errors import ConfigError
+from vof.transport.base import Listener, Url
+from vof.transport.connection import Connection
+
+__all__ = ["SCHEMES", "Connection", "Listener", "Scheme", "Url", "connect", "listen", "parse_url"]
+
+
+class Scheme(NamedTuple):
+    """One row of the table of schemes.
+
+    Attributes:
+        module: has ``async connect(url)`` and ``async listen(url)``; imported on first use.
+        form: what a URL looks like.
+    """
+
+    module: str
+    form: str
+
+
+SCHEMES = {
+    "vof+tcp": Scheme("vof.transport.tcp", "vof+tcp://host[:port]/TVQN"),
+    "vof+unix": Scheme("vof.transport.unix", "vof+unix:///path?tvqn=TVQN"),
+    "vof+loopback": Scheme("vof.transport.loopback", "vof+loopback://name/TVQN"),
+}
+OPTIONS = {"dialect": ("v5",)}
+DEFAULT_PORT = 8549
+
+
+def parse_url(text: str) -> Url:
+    """Parse a URL.
+
+    Raises:
+        ConfigError: it is not of a known form; the message shows the form.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(text, "", f"not a URL: {error}") from None
+    scheme = SCHEMES.get(parts.scheme)
+    if scheme is None:
+        forms = ", ".join(row.form for row in SCHEMES.values())
+        raise ConfigError(text, "", f"unknown scheme; expected one of {forms}")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    url = Url(parts.scheme, host=unquote(parts.hostname or ""))
+    if parts.scheme == "vof+unix":
+        url = Url(parts.scheme, path=unquote(parts.path), tvqn=options.pop("tvqn", ""))
+    elif parts.scheme == "vof+tcp":
+        port = DEFAULT_PORT if port is None else port
+        url = url._replace(port=port, tvqn=unquote(parts.path.removeprefix("/")))
+    else:
+        url = url._replace(tvqn=unquote(parts.path.removeprefix("/")))
+    if not (url.host or url.path) or parts.username or parts.fragment:
+        raise ConfigError(text, "", f"expected {scheme.form}")
+    for key, value in options.items():
+        if value not in OPTIONS.get(key, ()):
+            known = ", ".join(f"{k}={'|'.join(v)}" for k, v in OPTIONS.items())
+            raise ConfigError(text, key, f"unknown option or value {value!r}; known: {known}")
+    return url._replace(options=tuple(options.items()))
+
+
+async def connect(url: Url) -> Connection:
+    """Open one connection. Suspends; raises OSError."""
+    connection: Connection = await importlib.import_module(SCHEMES[url.scheme].module).connect(url)
+    return connection
+
+
+async def listen(url: Url) -> list[Listener]:
+    """Start listening; a name may stand for several addresses. Suspends; raises OSError."""
+    found: list[Listener] = await importlib.import_module(SCHEMES[url.scheme].module).listen(url)
+    return found

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The edge of a byte stream: one non-blocking socket under trio.
+
+``flush`` sends at once, from the caller; what the socket refuses is sent by a task that exists only
+meanwhile, so a cancelled caller never tears a message. ``fill`` waits, after a short spin, and
+receives everything that is there with one call.
+"""
+
+import socket
+from time import monotonic
+from typing import Protocol
+
+import trio
+
+from vof.errors import ConnectionLost, VofError
+from vof.memory import Buffer
+from vof.protocol.stream import Inbox, Outbox
+from vof.transport.polling import Spin
+
+IOV_MAX = 1024
+
+
+class Stream(Protocol):
+    """What a connection carries: a dialect's mapping onto a byte stream."""
+
+    inbox: Inbox
+    outbox: Outbox
+
+    def seal(self) -> list[Buffer]:
+        """Return all pieces that wait to be sent."""
+        ...
+
+    def all_sent(self) -> None:
+        """Note that nothing waits any more."""
+        ...
+
+
+class Connection:
+    """One socket and the stream on it. All calls from one thread.
+
+    Attributes:
+        peer: who is at the other end: an address, "unix:UID", "loopback".
+        error: why the connection is over, or None.
+        heard: when bytes came last, on the monotonic clock, in seconds.
+        dry: the last ``receive`` took everything.
+    """
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        sock.setblocking(False)
+        self.peer = peer
+        self.error: VofError | None = None
+        self.heard = monotonic()
+        self.dry = True
+        self._sock = sock
+        self._send = sock.send
+        self._spin = Spin(sock.fileno())
+        self._stream: Stream
+        self._inbox: Inbox
+        self._nursery: trio.Nursery
+        self._blocked: trio.Event | None = None
+
+    def attach(self, stream: Stream, nursery: trio.Nursery) -> None:
+        """Carry a stream; tasks that send what was refused live in ``nursery``."""
+        self._stream = stream
+        self._inbox = stream.inbox
+        self._nursery = nursery
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send what the stream has. Never suspends, never raises: see ``error``."""
+        if self._blocked is not None or self.error is not None:
+            return
+        pieces = self._stream.seal()
+        if not pieces:
+            return
+        try:
+            if len(pieces) == 1:
+                sent = self._send(pieces[0])
+            else:
+                sent = self._sock.sendmsg(pieces[:IOV_MAX])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.fail(error)
+            return
+        if len(pieces) == 1 and sent == len(pieces[0]):
+            pieces.clear()
+        else:
+            self._stream.outbox.sent(sent)
+            if pieces:
+                self._blocked = trio.Event()
+                self._nursery.start_soon(self._send_rest, self._blocked)
+                return
+        self._stream.all_sent()
+
+    async def _send_rest(self, done: trio.Event) -> None:
+        """Send until nothing waits any more."""
+        outbox = self._stream.outbox
+        try:
+            while pieces := self._stream.seal():
+                try:
+                    outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
+                except BlockingIOError:
+                    try:
+                        await trio.lowlevel.wait_writable(self._sock)
+                    except trio.ClosedResourceError:
+                        pass  # interrupted; a closed socket says so at the next call
+            self._stream.all_sent()
+        except OSError as error:
+            self.fail(error)
+        finally:
+            self._blocked = None
+            done.set()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the peer does not take what was sent."""
+        return self._blocked is not None
+
+    async def drained(self) -> None:
+        """Wait until everything was sent, or the connection is over."""
+        if self._blocked is not None:
+            await self._blocked.wait()
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def receive(self) -> bool:
+        """Take what is there and let the stream read it. Never suspends.
+
+        Returns:
+            Whether any bytes came. After False, look at ``error``, which may have been set.
+
+        Raises:
+            RemoteProtocolError: the stream found what no correct peer sends.
+        """
+        spaces = self._inbox.spaces()
+        try:
+            if len(spaces) == 1:
+                count = self._sock.recv_into(spaces[0])
+                self.dry = count < len(spaces[0])
+            else:
+                count = self._sock.recvmsg_into(spaces)[0]
+                self.dry = count < len(spaces[0]) + len(spaces[1])
+        except BlockingIOError:
+            self.dry = True
+            return False
+        except OSError as error:
+            self.fail(error)
+            return False
+        if not count:
+            self.fail(None)
+            return False
+        self.heard = monotonic()
+        self._inbox.received(count)
+        return True
+
+    async def wait(self) -> None:
+        """Wait until ``receive`` may find something: spin a little, then sleep. Suspends or not."""
+        if self._spin():
+            return
+        if self.error is None:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+            except trio.ClosedResourceError:
+                pass  # interrupted, or closed, which ``error`` says
+        self._spin.slept()
+
+    def interrupt(self) -> None:
+        """Wake whoever waits, as if bytes had come."""
+        if self._sock.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._sock)
+
+    # -- end ----------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException | None) -> None:
+        """Note that the connection is over, and wake whoever waits on it. The first reason stays.
+
+        Args:
+            error: why; an OSError, a VofError, or None when the peer closed it.
+        """
+        if self.error is None:
+            if isinstance(error, VofError):
+                self.error = error
+            else:
+                why = f": {error}" if error else ": the peer closed it"
+                self.error = ConnectionLost(f"connection to {self.peer} lost{why}")
+            try:
+                self._sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """Close the socket. Idempotent. Whoever waits on it is woken."""
+        self.fail(ConnectionLost(f"connection to {self.peer} closed"))
+        if self._sock.fileno() >= 0:
+            self._spin.close()
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Poll before you sleep: one shared, adaptive spin for all connections of a thread.
+
+On a virtual machine a wake-up across CPUs costs more than a whole small request. So whoever finds
+its connection empty first looks again for a short while. The rules:
+
+* A spin never delays a ready other. All connections and listeners of the thread stand in one
+  epoll set, and each look asks for all of them; if another is ready, the spin ends, and the trio
+  loop takes its turn. Work in other threads (``offloading``) forbids spinning.
+* A spin must pay. Success keeps the budget near what was needed; failure drops it to zero, and each
+  failure in a row doubles the number of sleeps until the next try. So a peer on the same CPU,
+  which cannot answer while we spin, costs one try in a thousand.
+* An idle process sleeps. The budget comes back only through sleeps that were short.
+* The trio loop gets a turn at least once a millisecond, so that timers and cancellation work.
+"""
+
+import os
+import select
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter_ns
+
+DEFAULT_BUDGET_US = 100
+MOST_SKIPS = 1023
+TURN_NS = 1_000_000
+SHORT_SLEEP = 10  # budgets
+"""A sleep of up to so many budgets suggests that a spin might have paid."""
+
+
+class _Shared(threading.local):
+    """What all spins of one thread share."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.offloaded = 0
+        self.turn = 0
+        self.budget_ns = int(os.environ.get("VOF_POLL_US", DEFAULT_BUDGET_US)) * 1000
+        self.tries = self.hits = 0
+
+
+_shared = _Shared()
+
+
+def configure(budget_us: int) -> None:
+    """Set the largest budget of this thread, in microseconds; 0 turns polling off."""
+    _shared.budget_ns = budget_us * 1000
+
+
+def statistics() -> dict[str, int]:
+    """Return how often this thread spun, and how often that paid."""
+    return {"tries": _shared.tries, "hits": _shared.hits, "budget_us": _shared.budget_ns // 1000}
+
+
+@contextmanager
+def offloading() -> Iterator[None]:
+    """Forbid spinning while a worker thread does something that the loop waits for."""
+    _shared.offloaded += 1
+    try:
+        yield
+    finally:
+        _shared.offloaded -= 1
+
+
+class Spin:
+    """The spin of one file descriptor. Not to be used after ``close``."""
+
+    __slots__ = ("_budget", "_epoll", "_failures", "_fd", "_skips", "_started")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._budget = self._failures = self._skips = self._started = 0
+        self._epoll = _shared.epoll
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Leave the shared set; before the descriptor is closed."""
+        try:
+            self._epoll.unregister(self._fd)
+        except OSError:
+            pass
+
+    def __call__(self) -> bool:
+        """Look once, or for a while where that pays. Never suspends.
+
+        Returns:
+            True: the descriptor is ready, and nothing else is.
+
+        After False, sleep through the trio loop, and tell ``slept``.
+        """
+        shared = _shared
+        self._started = started = perf_counter_ns()
+        if started - shared.turn > TURN_NS:
+            return False
+        poll = self._epoll.poll
+        budget = 0 if shared.offloaded else self._budget
+        deadline = started + budget
+        shared.tries += budget > 0
+        while not (ready := poll(0, 2)):
+            if perf_counter_ns() >= deadline:
+                if not budget:
+                    return False
+                self._budget = 0
+                self._failures = min(2 * self._failures + 1, MOST_SKIPS)
+                self._skips = self._failures
+                return False
+        if len(ready) > 1 or ready[0][0] != self._fd:
+            return False
+        if not budget:
+            return True
+        shared.hits += 1
+        self._failures = 0
+        took = perf_counter_ns() - started
+        self._budget = min(max(4 * took, shared.budget_ns // 4), shared.budget_ns)
+        return True
+
+    def slept(self) -> None:
+        """Note the end of the sleep that followed a spin."""
+        shared = _shared
+        shared.turn = now = perf_counter_ns()
+        if self._budget or now - self._started > SHORT_SLEEP * shared.budget_ns:
+            return
+        if self._skips:
+            self._skips -= 1
+        else:
+            self._budget = shared.budget_ns

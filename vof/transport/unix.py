@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``vof+unix:///path?tvqn=...``: a stream socket in the file system of one machine."""
+
+import contextlib
+import os
+import socket
+import stat
+
+import trio
+
+from vof.transport.base import Listener, Url
+from vof.transport.connection import Connection
+from vof.transport.sockets import SocketListener, connection
+
+
+async def connect(url: Url) -> Connection:
+    """Connect. Suspends; raises OSError."""
+    stream = await trio.open_unix_socket(url.path)
+    return connection(socket.socket(fileno=stream.socket.detach()))
+
+
+class UnixListener(SocketListener):
+    """A listening unix socket, which takes its file along when it closes."""
+
+    def close(self) -> None:
+        """Stop listening and remove the file."""
+        super().close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.url.path)
+
+
+async def listen(url: Url) -> list[Listener]:
+    """Listen; a socket file that nobody listens on is replaced. Raises OSError."""
+    await trio.lowlevel.checkpoint()
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(url.path).st_mode) and _is_dead(url.path):
+                os.unlink(url.path)
+        sock.bind(url.path)
+        return [UnixListener(sock, Url("vof+unix", path=url.path))]
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _is_dead(path: str) -> bool:
+    """Return whether nobody listens on a socket file."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
