@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The built-in device models, and what is behind them."""
+
+from vof.target.devices.backing import FileBacking, MemoryBacking
+from vof.target.devices.blk import BlkModel
+from vof.target.devices.rng import RngModel
+from vof.target.devices.watch import watch
+
+__all__ = ["BlkModel", "FileBacking", "MemoryBacking", "RngModel", "watch"]
