@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a queue carries: bytes, lengths, tokens, and how many."""
+
+import random
+
+from vof.conformance.rig import FILL, Make, Rig, joined, mark_of, opened
+from vof.conformance.rules import Failed, expect, refuses, same
+from vof.errors import InvalidArgument, QueueFull
+from vof.virtio import Chain, VirtqueueInfo
+
+KIB = 1024
+SHAPES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    ((1,), ()),
+    ((), (1,)),
+    ((1,), (1,)),
+    ((3, 5, 7), (2, 9)),
+    ((16, 1, 31, 64), ()),
+    ((), (17, 1, 300)),
+    ((513, 1, 4097), (1, 1021, 3)),
+    ((300 * KIB,), ()),
+    ((), (300 * KIB,)),
+    ((3, 300 * KIB, 1), (5, 300 * KIB, 7)),
+    ((1,) * 20, (1,) * 20),
+)
+"""Sizes of the readable and of the writable buffers of a chain."""
+
+REQUESTS = 0x10000 + 1000
+"""More than any 16-bit index counts."""
+
+
+async def bytes_in_order(make: Make) -> None:
+    """Both directions carry all bytes, in the order of their buffers, however they are cut."""
+    rng = random.Random(1)
+    async with opened(make) as rig:
+        for out_sizes, in_sizes in SHAPES:
+            question, answer = rng.randbytes(sum(out_sizes)), rng.randbytes(sum(in_sizes))
+            whole, readable = rig.filled(question), []
+            for size in out_sizes:
+                readable.append(whole[:size])
+                whole = whole[size:]
+            writable = [rig.space(size) for size in in_sizes]
+            token = object()
+            rig.vq.add_sgs([*readable, *writable], len(readable), len(writable), token)
+            rig.vq.kick()
+            chain = (await rig.lane.take())[0]
+            same(joined(chain.readable), question, f"readable bytes of {out_sizes}")
+            same(sum(map(len, chain.writable)), len(answer), f"writable bytes of {in_sizes}")
+            rig.lane.use(chain, answer)
+            data, written, _ = await rig.used()
+            expect(data is token, "the token comes back")
+            same(written, len(answer), "used length")
+            same(joined(writable), answer, f"bytes written to {in_sizes}")
+            same(joined(readable), question, "readable bytes stay as they are")
+
+
+async def used_length(make: Make) -> None:
+    """The used length is the device's word, 0 to all; bytes beyond are as they were."""
+    async with opened(make) as rig:
+        for length in (0, 1, 6, 7, 8, 19, 20):
+            buffers = [rig.space(7), rig.space(13)]
+            rig.vq.add_inbuf(buffers, length)
+            rig.vq.kick()
+            answer = bytes(range(1, length + 1))
+            rig.lane.use((await rig.lane.take())[0], answer)
+            same((await rig.used())[:2], (length, length), "token and used length")
+            same(joined(buffers), answer.ljust(20, bytes([FILL])), f"{length} bytes written")
+
+
+async def used_length_below_data(make: Make) -> None:
+    """A device may report less than it wrote: the length is as reported, the bytes are there."""
+    async with opened(make) as rig:
+        for written, length in ((0, 1), (0, 20), (1, 20), (7, 8), (19, 20)):
+            buffers = [rig.space(7), rig.space(13)]
+            rig.vq.add_inbuf(buffers, "token")
+            rig.vq.kick()
+            answer = bytes(range(1, length + 1))
+            rig.lane.use((await rig.lane.take())[0], answer, written)
+            same((await rig.used())[1], written, "used length")
+            same(joined(buffers), answer.ljust(20, bytes([FILL])), f"{length} bytes written")
+
+
+async def tokens_and_contexts(make: Make) -> None:
+    """Token and context come back together, once, as the same objects; they may be anything."""
+    tokens: list[object] = [[], [], 0, "", False, {}, object(), object(), (), rigid := object()]
+    contexts: list[object] = [None, [], [], 0, object(), rigid, None, "", {}, False]
+    async with opened(make) as rig:
+        buffers = []
+        for token, context in zip(tokens, contexts, strict=True):
+            buffers.append(rig.space(4))
+            rig.vq.add_inbuf_ctx([buffers[-1]], token, context)
+        rig.vq.kick()
+        for chain in await rig.lane.take(len(tokens)):
+            rig.lane.use(chain, b"done", flush=False)
+        rig.lane.queue.flush()
+        for token, context in zip(tokens, contexts, strict=True):
+            data, written, ctx = await rig.used()
+            expect(data is token, "the token comes back as the same object, in the order of use")
+            expect(ctx is context, "the context comes back beside its token")
+            same(written, 4, "used length")
+        expect(rig.vq.get_buf_ctx() is None, "no token comes back twice")
+        same(rig.vq.num_free, rig.vq.get_vring_size(), "num_free of an empty queue")
+
+
+async def wrappers(make: Make) -> None:
+    """add_outbuf, add_inbuf, add_inbuf_ctx and get_buf are the ops they are named for."""
+    async with opened(make) as rig:
+        rig.vq.add_outbuf([rig.filled(b"ab"), rig.filled(b"c")], "out")
+        rig.vq.add_inbuf([rig.space(2), rig.space(3)], "in")
+        rig.vq.add_inbuf_ctx([rig.space(6)], "ctx", "context")
+        expect(rig.vq.kick(), "kick returns True")
+        chains = await rig.lane.take(3)
+        shapes = [(joined(c.readable), sum(map(len, c.writable))) for c in chains]
+        same(shapes, [(b"abc", 0), (b"", 5), (b"", 6)], "the chains at the device, in order")
+        for chain in chains:
+            rig.lane.use(chain)
+        for token, context in (("out", None), ("in", None), ("ctx", "context")):
+            await rig.arrived()
+            if context is None:
+                same(rig.vq.get_buf(), (token, 0), "get_buf")
+            else:
+                same(rig.vq.get_buf_ctx(), (token, 0, context), "get_buf_ctx")
+        expect(rig.vq.get_buf() is None, "get_buf of an empty queue is None")
+
+
+async def out_of_order(make: Make) -> None:
+    """A device uses buffers in any order; they come back in the order of use, each with its own."""
+    rng = random.Random(2)
+    async with opened(make, 16) as rig:
+        for _ in range(10):
+            tokens = [object() for _ in range(rig.vq.get_vring_size())]
+            buffers = [rig.add(token, mark) for mark, token in enumerate(tokens)]
+            rig.vq.kick()
+            chains = await rig.lane.take(len(tokens))
+            same([mark_of(chain) for chain in chains], list(range(len(tokens))), "order of adding")
+            rng.shuffle(chains)
+            order = [mark_of(chain) for chain in chains]
+            for chain in chains:
+                rig.lane.use(chain, bytes([mark_of(chain)]) * 3, flush=rng.random() < 0.3)
+            rig.lane.queue.flush()
+            for mark in order:
+                data, written, _ = await rig.used()
+                expect(data is tokens[mark], "buffers come back in the order of use")
+                same(written, 3, "used length")
+                same(bytes(buffers[mark][:4]), bytes([mark] * 3 + [FILL]), "each its own bytes")
+
+
+async def full(make: Make) -> None:
+    """QueueFull at exactly get_vring_size() chains of one buffer; room again after one get_buf."""
+    async with opened(make, 8) as rig:
+        size = rig.vq.get_vring_size()
+        same((size, rig.vq.num_free), (8, 8), "size and num_free")
+        for mark in range(size):
+            rig.add(mark, mark)
+            same(rig.vq.num_free, size - mark - 1, "num_free after an add")
+        for _ in range(3):
+            refuse(rig)
+        rig.vq.kick()
+        refuse(rig)
+        chains = await rig.lane.take(size)
+        same([mark_of(chain) for chain in chains], list(range(size)), "the chains at the device")
+        for chain in chains:
+            refuse(rig)
+            rig.lane.use(chain, b"x")
+            same((await rig.used())[0], mark_of(chain), "token")
+            same(rig.vq.num_free, 1, "num_free after one get_buf")
+            rig.add(size + mark_of(chain), size + mark_of(chain))
+            rig.vq.kick()
+        refuse(rig)
+        chains = await rig.lane.take(size)
+        marks = list(range(size, 2 * size))
+        same([mark_of(chain) for chain in chains], marks, "a refused chain never was there")
+        for chain in chains:
+            rig.lane.use(chain)
+        same([(await rig.used())[0] for _ in chains], marks, "tokens")
+        same(rig.vq.num_free, size, "num_free of an empty queue")
+        expect(rig.vq.get_buf() is None, "the token of a refused chain does not come back")
+
+
+def refuse(rig: Rig) -> None:
+    """Demand that a full queue refuses a chain and stays as it is."""
+    with refuses("add to a full queue", QueueFull):
+        rig.add("too many", 500)
+    same(rig.vq.num_free, 0, "num_free of a full queue")
+
+
+async def arguments(make: Make) -> None:
+    """add_sgs refuses what is no chain, and nothing was added."""
+    async with opened(make, 8) as rig:
+        one, two = rig.space(3), rig.space(4)
+        bad: tuple[tuple[list[memoryview], int, int, object], ...] = (
+            ([], 0, 0, "no buffer"),
+            ([one], 0, 0, "fewer counted than there are"),
+            ([one], 1, 1, "more counted than there are"),
+            ([one, two], 1, 0, "fewer counted than there are"),
+            ([one], 2, -1, "a negative count"),
+            ([one], -1, 2, "a negative count"),
+            ([one], 0, 1, None),
+        )
+        for sgs, out_sgs, in_sgs, token in bad:
+            why = token or "no token"
+            with refuses(f"add_sgs with {why}", InvalidArgument):
+                rig.vq.add_sgs(sgs, out_sgs, in_sgs, token)
+            same(rig.vq.num_free, 8, f"num_free after add_sgs with {why}")
+        await rig.works()
+
+
+async def sizes(make: Make) -> None:
+    """A queue has the wanted size, or the device's largest; both are told."""
+    from_model = 32
+    async with opened(make, from_model) as rig:
+        vq = rig.vq
+        same((vq.index, vq.name), (0, "check"), "index and name")
+        same((vq.num_max, vq.get_vring_size()), (from_model, from_model), "num_max and size")
+        same(vq.num_free, from_model, "num_free")
+        await rig.device.reset()
+        await rig.device.initialize(0)
+        (vq,) = await rig.device.find_vqs([VirtqueueInfo("small", size=8)])
+        same((vq.num_max, vq.get_vring_size()), (from_model, 8), "num_max and wanted size")
+        same((vq.name, vq.num_free), ("small", 8), "name and num_free")
+
+
+async def many_requests(make: Make) -> None:
+    """Far more requests than 2^16, in random batches and order: every one comes back, once."""
+    rng = random.Random(3)
+    async with opened(make, 32) as rig:
+        vq, lane = rig.vq, rig.lane
+        free = [(rig.space(4), rig.space(5)) for _ in range(vq.get_vring_size())]
+        outstanding: dict[object, tuple[bytes, memoryview, memoryview]] = {}
+        held: list[Chain] = []
+        serial = 0
+        while serial < REQUESTS or outstanding:
+            most = min(vq.num_free // 2, len(free)) if serial < REQUESTS else 0
+            batch = rng.randrange(0 if held else 1, most + 1) if most else 0
+            for _ in range(batch):
+                readable, writable = free.pop()
+                readable[:] = question = serial.to_bytes(4, "little")
+                vq.add_sgs((readable, writable), 1, 1, serial)
+                outstanding[serial] = question, readable, writable
+                serial += 1
+            vq.kick()
+            held += await lane.take(batch)
+            rng.shuffle(held)
+            using = [held.pop() for _ in range(rng.randrange(len(held)) + 1)]
+            for chain in using:
+                lane.use(chain, joined(chain.readable), flush=False)
+            lane.queue.flush()
+            for _ in using:
+                token, written, _ = await rig.used()
+                if token not in outstanding:
+                    raise Failed(f"{token!r} comes back, which is not outstanding")
+                question, readable, writable = outstanding.pop(token)
+                if written != 4 or writable[:4] != question:
+                    raise Failed(f"answer to {token!r}: {bytes(writable)!r}, {written} written")
+                free.append((readable, writable))
+        same(vq.num_free, vq.get_vring_size(), f"num_free after {serial} requests")
+        await rig.works()
+
+
+async def device_receive_cancelled(make: Make) -> None:
+    """Cancelling the device's ``receive`` loses no chain."""
+    rng = random.Random(4)
+    async with opened(make, 16) as rig:
+        for turn in range(60):
+            for step in range(3):
+                if rng.random() < 0.5:
+                    rig.lane.interrupt()
+                rig.add((turn, step), step)
+                if rng.random() < 0.7:
+                    rig.vq.kick()
+                if rng.random() < 0.5:
+                    rig.lane.interrupt()
+            rig.vq.kick()
+            chains = await rig.lane.take(3)
+            same(
+                [mark_of(chain) for chain in chains], [0, 1, 2], "chains after a cancelled receive"
+            )
+            for chain in chains:
+                rig.lane.use(chain)
+                same((await rig.used())[0], (turn, mark_of(chain)), "token")
+
+
+CHECKS = (
+    bytes_in_order,
+    used_length,
+    used_length_below_data,
+    tokens_and_contexts,
+    wrappers,
+    out_of_order,
+    full,
+    arguments,
+    sizes,
+    many_requests,
+    device_receive_cancelled,
+)
