@@ -4,7 +4,8 @@
 ``Inbox`` drives a *program*: a generator that reads messages from a scratch buffer and suspends
 only when it starves. It yields either an int, "so many bytes in one piece, please", or a view,
 "fill this from the stream": then a large payload is received straight into its final place. The
-edge (a socket) asks ``spaces()`` where bytes may go, puts them there, and calls ``received(n)``.
+edge (a socket) puts bytes into ``target``, if there is one, then into ``space()``, and says
+``received(n)``.
 
 Programs hand out views of the scratch buffer. Who does so counts them in ``Inbox.lent``; the bytes
 stay untouched until the count is back at zero, a fresh buffer takes over where needed.
@@ -29,72 +30,74 @@ class Inbox:
 
     Attributes:
         view: the scratch buffer; bytes ``pos`` to ``end`` are not read yet.
+        target: where the next bytes go before the scratch buffer, if anywhere; never empty.
         lent: how many holders of views of the scratch buffer (or of an earlier one) there are.
     """
 
-    __slots__ = ("_need", "_program", "_target", "end", "lent", "pos", "view")
+    __slots__ = ("_need", "_program", "end", "lent", "pos", "target", "view")
 
     def __init__(self) -> None:
         self.view = memoryview(b"")
         self.pos = self.end = self.lent = 0
         self._need = 0
-        self._target: memoryview | None = None
+        self.target: memoryview | None = None
         self._program: Program
 
     def run(self, program: Program) -> None:
         """Start, or go on with, another program; bytes not read yet stay for it."""
         self._program = program
-        self._target = None
+        self.target = None
         self._need = 0
 
-    def spaces(self) -> list[memoryview]:
-        """Return where bytes may be received, to be filled in this order."""
+    def space(self) -> memoryview:
+        """Return where bytes may be received in the scratch buffer; never empty.
+
+        With ``target`` set, bytes go there first.
+        """
         pos, end, view = self.pos, self.end, self.view
+        size = len(view)
         if pos == end and not self.lent:
             self.pos = self.end = pos = end = 0
-        size = len(view)
+            if size == SCRATCH_BYTES:
+                return view
         if size - end < ROOM_BYTES or pos + self._need > size:
-            rest = view[pos:end]
+            rest = bytes(view[pos:end])
             if self.lent or size < SCRATCH_BYTES:
-                view = memoryview(bytearray(SCRATCH_BYTES))
-            view[: end - pos] = bytes(rest)
-            self.view, self.pos, self.end = view, 0, end - pos
-            end -= pos
-        if self._target is None:
-            return [view[end:]]
-        return [self._target, view[end:]]
+                self.view = view = memoryview(bytearray(SCRATCH_BYTES))
+            view[: len(rest)] = rest
+            self.pos, self.end = 0, len(rest)
+        return view[self.end :]
 
     def received(self, count: int) -> None:
-        """Note that ``count`` bytes were put into ``spaces()``, and read what is complete.
+        """Note that ``count`` bytes were received, and read what is complete.
 
         Raises:
             RemoteProtocolError: the program found bytes that no correct peer sends.
         """
-        if (target := self._target) is not None:
+        if (target := self.target) is not None:
             room = len(target)
             if count < room:
-                self._target = target[count:]
+                self.target = target[count:]
                 return
-            self._target = None
+            self.target = None
             count -= room
         self.end += count
-        self.advance()
-
-    def advance(self) -> None:
-        """Run the program until it starves; also to go on after it paused (yielded None)."""
-        if self._target is not None:
-            return
         want = next(self._program)
         if type(want) is int:
             self._need = want
         else:
             self._need = 0
-            self._target = want  # type: ignore[assignment]  # an int went the other way
+            self.target = want  # type: ignore[assignment]  # an int went the other way
+
+    def advance(self) -> None:
+        """Go on with a program that paused (yielded None)."""
+        if self.target is None:
+            self.received(0)
 
     def redirect(self) -> None:
         """Receive what the program waits for elsewhere, to be forgotten."""
-        if self._target is not None:
-            self._target = memoryview(bytearray(len(self._target)))
+        if self.target is not None:
+            self.target = memoryview(bytearray(len(self.target)))
 
     def trim(self) -> None:
         """Let go of the scratch buffer, but for bytes that are not read yet."""

@@ -59,6 +59,7 @@ class InitiatorStream:
     def __init__(self, size: int, control: bool) -> None:
         self.inbox = Inbox()
         self.outbox = Outbox()
+        self.seal = self.outbox.seal
         self.free = list(range(size - 1, -1, -1))
         self.used: deque[Used] = deque()
         self.answers: deque[Answer] = deque()
@@ -100,10 +101,6 @@ class InitiatorStream:
         self._entries[command_id] = (data, opcode, None, 0)
         values = {"opcode": opcode, "command_id": command_id, **fields}
         self.outbox.tail += v5.COMMANDS[opcode].command.encode(values) + body
-
-    def seal(self) -> list[Buffer]:
-        """Return all pieces that wait to be sent, in order; tell ``outbox.sent``."""
-        return self.outbox.seal()
 
     def all_sent(self) -> None:
         """Note that nothing waits to be sent any more: nothing to do here."""

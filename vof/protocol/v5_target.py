@@ -14,7 +14,7 @@ import struct
 from typing import NamedTuple
 
 from vof.errors import LocalProtocolError, RemoteProtocolError
-from vof.memory import HEAP, Pool
+from vof.memory import HEAP, Buffer, Pool
 from vof.protocol import v5
 from vof.protocol.stream import INLINE_BYTES, Inbox, Outbox, Program
 from vof.virtio.model import Chain
@@ -80,14 +80,16 @@ class TargetStream:
     # -- in -----------------------------------------------------------------------------------
 
     def _commands(self) -> Program:
-        inbox, unpack, vq = self.inbox, HEADER.unpack_from, v5.VQ
+        inbox, outbox, unpack, vq = self.inbox, self.outbox, HEADER.unpack_from, v5.VQ
+        limit = min(self._request_bytes, INLINE_BYTES)
         while True:
             view, pos, end = inbox.view, inbox.pos, inbox.end
-            chains, append, held = self.chains, self.chains.append, self._held
+            append, held = self.chains.append, self._held
             slab, slot = self._slab, self._slab_pos
-            room = min(self._queue_size - self.inflight, self._queue_size)
-            budget = self._queue_bytes - self.outbox.pending()
-            limit = min(self._request_bytes, INLINE_BYTES)
+            room = self._queue_size - self.inflight
+            budget = self._queue_bytes
+            if outbox.pieces:
+                budget -= outbox.pending()
             slab_size = len(slab)
             count = 0
             # The fast path: requests that are here whole, within every limit.
@@ -121,7 +123,7 @@ class TargetStream:
             inbox.pos, self._slab_pos, self._held = pos, slot, held
             inbox.lent += count
             self.inflight += count
-            del view, slab, chains, append  # a program that waits holds no memory
+            del view, slab, append  # a program that waits holds no memory
             if end - pos < 16:
                 yield 16
                 continue
@@ -291,10 +293,22 @@ class TargetStream:
                 self._sending.append(run)
             self._run = None
 
-    def seal(self) -> list[bytes | bytearray | memoryview]:
+    def seal(self) -> list[Buffer]:
         """Return all pieces that wait to be sent, in order; tell ``outbox.sent``."""
-        self._cut()
-        return self.outbox.seal()
+        outbox = self.outbox
+        if (run := self._run) is None or outbox.tail:
+            self._cut()
+            return outbox.seal()
+        outbox.pieces.append(run[self._run_start : self._run_stop])
+        if run is not self._slab:
+            self._sending.append(run)
+        self._run = None
+        return outbox.pieces
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something was pushed or answered since ``seal``."""
+        return self._run is not None or bool(self.outbox.tail)
 
     def all_sent(self) -> None:
         """Note that nothing waits to be sent any more: memory can be used again."""

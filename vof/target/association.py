@@ -17,6 +17,7 @@ from vof.protocol import v5
 from vof.protocol.session import Event, Session, State
 from vof.protocol.v5_target import Message, TargetStream
 from vof.target.queue import FabricDeviceQueue
+from vof.target.tidy import Tidy
 from vof.transport.connection import Connection
 from vof.virtio.constants import (
     VIRTIO_CONFIG_S_DRIVER_OK,
@@ -55,10 +56,12 @@ class Served:
         finished: set when nothing serves the queue any more.
     """
 
-    def __init__(self, connection: Connection, stream: TargetStream, session: Session) -> None:
+    def __init__(
+        self, connection: Connection, stream: TargetStream, session: Session, tidy: Tidy
+    ) -> None:
         self.scope = trio.CancelScope()
         self.finished = trio.Event()
-        self.queue = FabricDeviceQueue(connection, stream, session, self.scope.cancel)
+        self.queue = FabricDeviceQueue(connection, stream, session, self.scope.cancel, tidy.touch)
 
     async def stop(self) -> None:
         """End it and wait until it ended."""
@@ -78,7 +81,13 @@ class Association:
     """
 
     def __init__(
-        self, ident: int, tvqn: str, ivqn: str, model: DeviceModel, connection: Connection
+        self,
+        ident: int,
+        tvqn: str,
+        ivqn: str,
+        model: DeviceModel,
+        connection: Connection,
+        tidy: Tidy,
     ) -> None:
         self.ident = ident
         self.tvqn = tvqn
@@ -87,6 +96,7 @@ class Association:
         self.queues: dict[int, Served] = {}
         self._model = model
         self._connection = connection
+        self._tidy = tidy
         self._stream: TargetStream
         self._status = 0
         self._features = 0
@@ -285,7 +295,7 @@ class Association:
         if index in self.queues:
             raise Refused(v5.EQUEUEBUSY)
         stream.bind(size, self._model.pool)
-        served = self.queues[index] = Served(connection, stream, session)
+        served = self.queues[index] = Served(connection, stream, session, self._tidy)
         return served
 
     async def serve(self, index: int, served: Served) -> None:

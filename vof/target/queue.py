@@ -24,6 +24,7 @@ class FabricDeviceQueue:
 
     Attributes:
         requests: how many chains were received.
+        trimmed: holds no memory; whoever set it wants to know when that ends.
     """
 
     def __init__(
@@ -32,12 +33,16 @@ class FabricDeviceQueue:
         stream: TargetStream,
         session: Session,
         ended: Callable[[], None],
+        touch: "Callable[[FabricDeviceQueue], None]",
     ) -> None:
         self.requests = 0
+        self.trimmed = True
         self._connection = connection
+        self._spin = connection.spin
         self._stream = stream
         self._session = session
         self._ended = ended
+        self._touch = touch
         self._progress: trio.Event | None = None
         self._quiet = False
         self.push = stream.push  # no call in between on the data path
@@ -45,22 +50,26 @@ class FabricDeviceQueue:
     async def receive(self) -> Sequence[Chain]:
         """Wait for chains. When the connection is over, ends the serving task instead."""
         stream, connection = self._stream, self._connection
-        connection.flush()
+        if stream.unsent:
+            connection.flush()
         try:
             while not stream.chains:
                 if connection.error is not None:
                     await self._end()
                 if self._quiet or stream.messages or stream.paused or connection.blocked:
                     await self._exception()
-                else:
-                    await connection.wait()
-                    connection.receive()
+                    continue
+                if not self._spin():
+                    await connection.sleep()
+                connection.receive()
         except RemoteProtocolError as error:
             connection.fail(error)
             await self._end()
         chains = stream.chains
         stream.chains = []
         self.requests += len(chains)
+        if self.trimmed:
+            self._touch(self)
         return chains
 
     def flush(self) -> None:
@@ -132,3 +141,4 @@ class FabricDeviceQueue:
     def trim(self) -> None:
         """Let go of memory that holds nothing."""
         self._stream.trim()
+        self.trimmed = True

@@ -19,6 +19,7 @@ from vof.protocol import v5
 from vof.protocol.session import Event, Session
 from vof.protocol.v5_target import Message, TargetStream
 from vof.target.association import Association, Refused
+from vof.target.tidy import Tidy
 from vof.transport import Connection, Listener
 from vof.virtio.model import DeviceModel
 
@@ -78,6 +79,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._listeners: Sequence[Listener] = ()
         self._accepting = trio.CancelScope()
+        self._tidy = Tidy()
 
     async def serve(
         self,
@@ -88,6 +90,7 @@ class Server:
         self._listeners = listeners
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tidy.run)
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
                         for listener in listeners:
@@ -229,7 +232,7 @@ class Server:
         ident = secrets.randbelow(v5.NEW_INSTANCE)
         while ident in self.associations:
             ident = secrets.randbelow(v5.NEW_INSTANCE)
-        association = Association(ident, tvqn, ivqn, model, connection)
+        association = Association(ident, tvqn, ivqn, model, connection, self._tidy)
         self.associations[ident] = association
         log.info("%s: %s connected from %s as %d", tvqn, ivqn, connection.peer, ident)
         return association

@@ -7,6 +7,7 @@ receives everything that is there with one call.
 """
 
 import socket
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -26,8 +27,9 @@ class Stream(Protocol):
     inbox: Inbox
     outbox: Outbox
 
-    def seal(self) -> list[Buffer]:
-        """Return all pieces that wait to be sent."""
+    @property
+    def seal(self) -> Callable[[], list[Buffer]]:
+        """Returns all pieces that wait to be sent."""
         ...
 
     def all_sent(self) -> None:
@@ -42,6 +44,7 @@ class Connection:
         peer: who is at the other end: an address, "unix:UID", "loopback".
         error: why the connection is over, or None.
         heard: when bytes came last, on the monotonic clock, in seconds.
+        spin: looks for input without sleeping.
         dry: the last ``receive`` took everything.
     """
 
@@ -53,7 +56,8 @@ class Connection:
         self.dry = True
         self._sock = sock
         self._send = sock.send
-        self._spin = Spin(sock.fileno())
+        self._recv_into = sock.recv_into
+        self.spin = Spin(sock.fileno())
         self._stream: Stream
         self._inbox: Inbox
         self._nursery: trio.Nursery
@@ -62,6 +66,7 @@ class Connection:
     def attach(self, stream: Stream, nursery: trio.Nursery) -> None:
         """Carry a stream; tasks that send what was refused live in ``nursery``."""
         self._stream = stream
+        self._seal = stream.seal
         self._inbox = stream.inbox
         self._nursery = nursery
 
@@ -71,7 +76,7 @@ class Connection:
         """Send what the stream has. Never suspends, never raises: see ``error``."""
         if self._blocked is not None or self.error is not None:
             return
-        pieces = self._stream.seal()
+        pieces = self._seal()
         if not pieces:
             return
         try:
@@ -98,7 +103,7 @@ class Connection:
         """Send until nothing waits any more."""
         outbox = self._stream.outbox
         try:
-            while pieces := self._stream.seal():
+            while pieces := self._seal():
                 try:
                     outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
                 except BlockingIOError:
@@ -134,14 +139,15 @@ class Connection:
         Raises:
             RemoteProtocolError: the stream found what no correct peer sends.
         """
-        spaces = self._inbox.spaces()
+        inbox = self._inbox
+        space = inbox.space()
         try:
-            if len(spaces) == 1:
-                count = self._sock.recv_into(spaces[0])
-                self.dry = count < len(spaces[0])
+            if inbox.target is None:
+                count = self._recv_into(space)
+                self.dry = count < len(space)
             else:
-                count = self._sock.recvmsg_into(spaces)[0]
-                self.dry = count < len(spaces[0]) + len(spaces[1])
+                count = self._sock.recvmsg_into([inbox.target, space])[0]
+                self.dry = count < len(inbox.target) + len(space)
         except BlockingIOError:
             self.dry = True
             return False
@@ -152,19 +158,22 @@ class Connection:
             self.fail(None)
             return False
         self.heard = monotonic()
-        self._inbox.received(count)
+        inbox.received(count)
         return True
 
     async def wait(self) -> None:
-        """Wait until ``receive`` may find something: spin a little, then sleep. Suspends or not."""
-        if self._spin():
-            return
+        """Wait until ``receive`` may find something: spin a little, then sleep."""
+        if not self.spin():
+            await self.sleep()
+
+    async def sleep(self) -> None:
+        """The second half of ``wait``, after ``spin()`` said False. Suspends."""
         if self.error is None:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
             except trio.ClosedResourceError:
                 pass  # interrupted, or closed, which ``error`` says
-        self._spin.slept()
+        self.spin.slept()
 
     def interrupt(self) -> None:
         """Wake whoever waits, as if bytes had come."""
@@ -194,6 +203,6 @@ class Connection:
         """Close the socket. Idempotent. Whoever waits on it is woken."""
         self.fail(ConnectionLost(f"connection to {self.peer} closed"))
         if self._sock.fileno() >= 0:
-            self._spin.close()
+            self.spin.close()
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()

@@ -19,6 +19,7 @@ import select
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import sched_yield
 from time import perf_counter_ns
 
 DEFAULT_BUDGET_US = 100
@@ -97,7 +98,10 @@ class Spin:
         deadline = started + budget
         shared.tries += budget > 0
         while not (ready := poll(0, 2)):
+            sched_yield()
             if perf_counter_ns() >= deadline:
+                if ready := poll(0, 2):
+                    break
                 if not budget:
                     return False
                 self._budget = 0
