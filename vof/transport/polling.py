@@ -8,8 +8,9 @@ its connection empty first looks again for a short while. The rules:
   epoll set, and each look asks for all of them; if another is ready, the spin ends, and the trio
   loop takes its turn. Work in other threads (``offloading``) forbids spinning.
 * A spin must pay. Success keeps the budget near what was needed; failure drops it to zero, and each
-  failure in a row doubles the number of sleeps until the next try. So a peer on the same CPU,
-  which cannot answer while we spin, costs one try in a thousand.
+  failure in a row doubles the number of sleeps until the next try.
+* Without a budget the CPU is offered once to whoever else wants it: a peer on the same CPU, which
+  could not answer while we spin, answers then, and both are spared the sleep.
 * An idle process sleeps. The budget comes back only through sleeps that were short.
 * The trio loop gets a turn at least once a millisecond, so that timers and cancellation work.
 """
@@ -95,28 +96,24 @@ class Spin:
             return False
         poll = self._epoll.poll
         budget = 0 if shared.offloaded else self._budget
-        deadline = started + budget
-        shared.tries += budget > 0
-        while not (ready := poll(0, 2)):
-            sched_yield()
-            if perf_counter_ns() >= deadline:
-                if ready := poll(0, 2):
-                    break
-                if not budget:
-                    return False
-                self._budget = 0
-                self._failures = min(2 * self._failures + 1, MOST_SKIPS)
-                self._skips = self._failures
-                return False
-        if len(ready) > 1 or ready[0][0] != self._fd:
-            return False
-        if not budget:
-            return True
-        shared.hits += 1
-        self._failures = 0
-        took = perf_counter_ns() - started
-        self._budget = min(max(4 * took, shared.budget_ns // 4), shared.budget_ns)
-        return True
+        if not (ready := poll(0, 2)):
+            if not budget:
+                sched_yield()
+                ready = poll(0, 2)
+            else:
+                shared.tries += 1
+                deadline = started + budget
+                while not (ready := poll(0, 2)):
+                    if perf_counter_ns() > deadline:
+                        self._budget = 0
+                        self._failures = min(2 * self._failures + 1, MOST_SKIPS)
+                        self._skips = self._failures
+                        return False
+                shared.hits += 1
+                self._failures = 0
+                took = perf_counter_ns() - started
+                self._budget = min(max(4 * took, shared.budget_ns // 4), shared.budget_ns)
+        return len(ready) == 1 and ready[0][0] == self._fd
 
     def slept(self) -> None:
         """Note the end of the sleep that followed a spin."""
