@@ -13,8 +13,9 @@ implements ``VirtioDevice`` and ``Virtqueue`` supplies one function::
     async def test_virtqueue(check):
         await check(make)
 
-Each check is an ``async`` function of ``make``, makes its own device, and raises ``Failed`` (also
-inside an exception group) when a rule does not hold. Nothing waits without a limit.
+Each check is an ``async`` function of ``make`` and makes its own device. When a rule does not hold
+it raises ``Failed``, or lets through what the implementation raised where it must not; a nursery in
+``make`` may wrap either in an exception group. Nothing waits without a limit.
 
 A model is checked the other way round: ``check_model(make_model, make)``.
 """

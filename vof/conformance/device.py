@@ -172,19 +172,25 @@ async def config_changes_together(make: Make) -> None:
     """Of many changes at once, the driver is told after the last one, at least."""
     model = ScriptModel(SIZES)
     async with make(model) as device:
-        seen: list[int] = []
         news = trio.Event()
         device.config_changed = lambda _: news.set()
         await start(device, model, QUEUES)
-        with soon("the driver sees the last of many changes"):
-            for turn in range(100, 200):
-                model.change_config(0, bytes([turn]))
-                if turn % 7 == 0:
-                    await trio.lowlevel.checkpoint()
-            while not seen or seen[-1] != 199:
+
+        async def driver() -> None:
+            nonlocal news
+            seen = b""
+            while seen != b"\xff":
                 await news.wait()
                 news = trio.Event()
-                seen += await device.read_config(0, 1)
+                seen = await device.get(0, 1)
+
+        with soon("the driver sees the last of many changes"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(driver)
+                for turn in range(0x100):
+                    model.change_config(0, bytes([turn]))
+                    for _ in range(turn % 7):
+                        await trio.lowlevel.checkpoint()
 
 
 async def queue_sizes(make: Make) -> None:

@@ -53,6 +53,7 @@ async def break_wakes(make: Make) -> None:
                     nursery.start_soon(rig.vq.wait_used)
                     await wait_all_tasks_blocked()
                     rig.vq.break_(cause)
+                await rig.vq.wait_used()
             expect(rig.vq.is_broken and rig.vq.broken_by is cause, "is_broken and broken_by")
             expect(rig.vq.get_buf() is None, "get_buf of a broken queue is None")
 

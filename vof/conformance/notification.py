@@ -174,12 +174,14 @@ async def interrupt_driver(make: Make) -> None:
                 calls = rig.calls.count
                 while not rig.vq.enable_cb():
                     rig.vq.disable_cb()
+                    pending = taken
                     while used := rig.vq.get_buf():
                         same(used, (taken, 0), "used buffers, in order")
                         taken += 1
                         if added < rounds:
                             rig.add(added)
                             added += 1
+                    expect(taken > pending, "enable_cb returns False when there is one to take")
                     rig.vq.kick()
                 if taken < rounds:
                     await rig.calls.beyond(calls)
@@ -242,6 +244,7 @@ async def wait_for_used(make: Make) -> None:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(rig.vq.wait_used)
                     await wait_all_tasks_blocked()
+                    expect(len(nursery.child_tasks) == 1, "wait_used waits for a used buffer")
                     rig.lane.use(chain)
             for _ in range(2):
                 with soon("wait_used returns at once when a buffer can be taken"):

@@ -230,7 +230,7 @@ async def many_requests(make: Make) -> None:
         serial = 0
         while serial < REQUESTS or outstanding:
             most = min(vq.num_free // 2, len(free)) if serial < REQUESTS else 0
-            batch = rng.randrange(0 if held else 1, most + 1) if most else 0
+            batch = rng.randrange(not held, most + 1) if most else 0
             for _ in range(batch):
                 readable, writable = free.pop()
                 readable[:] = question = serial.to_bytes(4, "little")
@@ -239,6 +239,7 @@ async def many_requests(make: Make) -> None:
                 serial += 1
             vq.kick()
             held += await lane.take(batch)
+            expect(bool(held), "an idle queue has room")
             rng.shuffle(held)
             using = [held.pop() for _ in range(rng.randrange(len(held)) + 1)]
             for chain in using:
