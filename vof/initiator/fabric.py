@@ -7,6 +7,7 @@ negotiated, queues connected, DRIVER_OK). Each queue is a connection of its own.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -187,19 +188,22 @@ class FabricDevice(VirtioDevice):
     async def find_vqs(self, infos: Sequence[VirtqueueInfo]) -> list[Virtqueue]:
         """Connect the queues."""
         await self.del_vqs()
-        for index, info in enumerate(infos):
-            most = await self.get_vq_size(index)
-            if not most:
-                raise NotSupported(f"the device has {index} queues, not {len(infos)}")
-            size = min(info.size or most, most)
-
-            async def reopen(size: int, index: int = index) -> Link:
-                return await self._link_vq(index, size)
-
-            vq = FabricVirtqueue(index, info.name, most, info.callback, self._nursery, reopen)
-            vq.bind(await reopen(size), size)
-            self._queues.append(vq)
-            self.vqs.append(vq)
+        most = [await self.get_vq_size(index) for index in range(len(infos))]
+        if 0 in most:
+            raise NotSupported(f"the device has {most.index(0)} queues, not {len(infos)}")
+        try:
+            for index, (info, num_max) in enumerate(zip(infos, most, strict=True)):
+                reopen = partial(self._link_vq, index)
+                vq = FabricVirtqueue(
+                    index, info.name, num_max, info.callback, self._nursery, reopen
+                )
+                size = min(info.size or num_max, num_max)
+                vq.bind(await reopen(size), size)
+                self._queues.append(vq)
+                self.vqs.append(vq)
+        except BaseException:
+            self._close_queues("not all queues could be connected")
+            raise
         return list(self.vqs)
 
     async def _link_vq(self, index: int, size: int) -> Link:

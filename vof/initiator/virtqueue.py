@@ -268,7 +268,7 @@ class FabricVirtqueue(Virtqueue):
         return self._size
 
     async def resize(self, num: int, recycle: Recycle) -> None:
-        """Connect anew with another size. What was in flight is recycled."""
+        """Connect anew with another size. All that the queue held is recycled."""
         if not 0 < num <= self.num_max:
             raise InvalidArgument(f"queue size {num}: it must be 1 to {self.num_max}")
         if self._connection.error is not None or self._broken:
@@ -276,11 +276,9 @@ class FabricVirtqueue(Virtqueue):
         if num == self._size:
             await trio.lowlevel.checkpoint()
             return
-        used = list(self._used)
-        self._used.clear()
         self.break_(QueueBroken(f"queue {self.name} is being resized"))
         self.close()
-        while (token := self._stream.abandon()) is not None:
+        while (token := self.detach_unused_buf()) is not None:
             recycle(self, token)
         try:
             link = await self._reopen(num)
@@ -288,7 +286,6 @@ class FabricVirtqueue(Virtqueue):
             self._cause = error
             raise QueueBusy(f"queue {self.name} could not be connected again: {error}") from error
         self.bind(link, num)
-        self._used.extend(used)
 
     async def disconnect(self, seconds: float) -> None:
         """Say goodbye on an idle connection. Suspends, at most ``seconds``."""

@@ -302,7 +302,7 @@ class Association:
         """Serve a virtqueue until its connection ends, a reset, or the end of the association."""
         try:
             with served.scope:
-                await self._live.wait()
+                await served.queue.hold(self._live)
                 await self._model.serve(index, served.queue)
         except Exception:
             log.exception("%s: the model failed on queue %d; it needs a reset", self.tvqn, index)

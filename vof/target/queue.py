@@ -54,9 +54,13 @@ class FabricDeviceQueue:
             connection.flush()
         try:
             while not stream.chains:
-                if connection.error is not None:
-                    await self._end()
-                if self._quiet or stream.messages or stream.paused or connection.blocked:
+                if (
+                    connection.error is not None
+                    or self._quiet
+                    or stream.messages
+                    or stream.paused
+                    or connection.blocked
+                ):
                     await self._exception()
                     continue
                 if not self._spin():
@@ -78,24 +82,39 @@ class FabricDeviceQueue:
         if self._progress is not None:
             self._progress.set()
 
+    async def hold(self, live: trio.Event) -> None:
+        """Until the driver is ready: keep what comes, unseen by the model, and notice the end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep)
+            await live.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _keep(self) -> None:
+        try:
+            while True:
+                await self._exception()
+        except RemoteProtocolError as error:
+            self._connection.fail(error)
+            await self._end()
+
     async def _exception(self) -> None:
-        """Do what is not waiting for the next request."""
+        """Do one step that is not just waiting for the next request."""
         stream, connection = self._stream, self._connection
-        if self._quiet:
+        if connection.error is not None:
+            await self._end()
+        elif self._quiet:
             await trio.sleep_forever()
         elif stream.messages:
             await self._message()
-        elif connection.blocked and stream.outbox.pending() > MOST_UNSENT:
+        elif connection.blocked and (stream.paused or stream.outbox.pending() > MOST_UNSENT):
             await connection.drained()
-        elif not stream.paused:
-            await connection.wait()
-            connection.receive()
-        else:
-            if connection.blocked:
-                await connection.drained()
-            elif stream.inflight:
+        elif stream.paused:
+            if stream.inflight:
                 await self._step()
             stream.inbox.advance()
+        else:
+            await connection.wait()
+            connection.receive()
 
     async def _message(self) -> None:
         """Handle a command that is not a request."""

@@ -151,8 +151,8 @@ class Virtqueue(ABC):
 
         Args:
             num: the new size.
-            recycle: called for each buffer that was in the queue and not used; it belongs to the
-                caller again.
+            recycle: called for each buffer that was in the queue and not taken by ``get_buf``; it
+                belongs to the caller again.
 
         Raises:
             InvalidArgument: ``num`` is 0 or more than ``num_max``; the queue works as before.
