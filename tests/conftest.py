@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What all tests share: the profile of hypothesis, and parts from outside."""
+
+import os
+import shutil
+
+import hypothesis
+import pytest
+
+REQUIRE_ALL = bool(os.environ.get("VOF_REQUIRE_ALL"))
+
+hypothesis.settings.register_profile(
+    "vof", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True
+)
+hypothesis.settings.load_profile("vof")
+
+
+@pytest.fixture(scope="session")
+def require():
+    """Return ``require(program, package)``: the program's path, or a skip with its reason."""
+
+    def require(program: str, package: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            pytest.skip(f"{program} is missing (Debian package {package})")
+        return path
+
+    return require
+
+
+def fail_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Where everything is required, a skip is a failure, whoever asked for it."""
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"{report.nodeid}: {reason}; nothing may be skipped here"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    fail_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    report = yield
+    fail_skipped(report)
+    return report
