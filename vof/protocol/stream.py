@@ -19,6 +19,8 @@ from vof.memory import Buffer
 SCRATCH_BYTES = 256 * 1024
 INLINE_BYTES = 16 * 1024
 """Payload up to this size is copied through the scratch buffer; larger goes straight."""
+BULK_BYTES = 4 * 1024
+"""Where large payload follows large payload, no more than this is received into scratch."""
 ROOM_BYTES = 8 * 1024
 """With less room than this at the end, the scratch buffer is rewound or replaced."""
 
@@ -31,15 +33,17 @@ class Inbox:
     Attributes:
         view: the scratch buffer; bytes ``pos`` to ``end`` are not read yet.
         target: where the next bytes go before the scratch buffer, if anywhere; never empty.
+        bulk: the last message was large, so the next may be: take little of it into scratch.
         lent: how many holders of views of the scratch buffer (or of an earlier one) there are.
     """
 
-    __slots__ = ("_need", "_program", "end", "lent", "pos", "target", "view")
+    __slots__ = ("_need", "_program", "bulk", "end", "lent", "pos", "target", "view")
 
     def __init__(self) -> None:
         self.view = memoryview(b"")
         self.pos = self.end = self.lent = 0
         self._need = 0
+        self.bulk = False
         self.target: memoryview | None = None
         self._program: Program
 
@@ -58,7 +62,7 @@ class Inbox:
         size = len(view)
         if pos == end and not self.lent:
             self.pos = self.end = pos = end = 0
-            if size == SCRATCH_BYTES:
+            if size == SCRATCH_BYTES and not self.bulk:
                 return view
         if size - end < ROOM_BYTES or pos + self._need > size:
             rest = bytes(view[pos:end])
@@ -66,6 +70,8 @@ class Inbox:
                 self.view = view = memoryview(bytearray(SCRATCH_BYTES))
             view[: len(rest)] = rest
             self.pos, self.end = 0, len(rest)
+        if self.bulk:
+            return view[self.end : self.end + BULK_BYTES]
         return view[self.end :]
 
     def received(self, count: int) -> None:
@@ -85,8 +91,10 @@ class Inbox:
         want = next(self._program)
         if type(want) is int:
             self._need = want
+            self.bulk = target is not None
         else:
             self._need = 0
+            self.bulk = want is not None
             self.target = want  # type: ignore[assignment]  # an int went the other way
 
     def advance(self) -> None:
