@@ -19,6 +19,7 @@ from vof.target.devices.libc import (
     FALLOC_FL_PUNCH_HOLE,
     FALLOC_FL_ZERO_RANGE,
     fallocate,
+    in_memory,
 )
 from vof.target.devices.offload import Threads
 
@@ -76,9 +77,10 @@ class FileBacking:
         except OSError as error:
             advice = ADVICE.get(error.errno or 0) or f"cannot be opened: {error.strerror}"
             raise ConfigError(self.path, "", advice) from error
-        self._adopt(fd, read_only, os.RWF_NOWAIT)
+        self._adopt(fd, read_only)
 
-    def _adopt(self, fd: int, read_only: bool, inline_flags: int) -> None:
+    def _adopt(self, fd: int, read_only: bool) -> None:
+        inline_flags = 0 if in_memory(fd) else os.RWF_NOWAIT  # which tmpfs does not have
         self.fd = fd
         self.read_only = read_only
         self.size = self.limit = 0
@@ -191,7 +193,7 @@ class FileBacking:
 
 
 class MemoryBacking(FileBacking):
-    """Memory that is used as a file; its content goes with it. Never blocks: all is inline."""
+    """Memory that is used as a file; its content goes with it. It never blocks."""
 
     def __init__(self, size: int) -> None:
         """Make ``size`` zeroed bytes; pages take memory when they are written.
@@ -206,4 +208,4 @@ class MemoryBacking(FileBacking):
         except (OSError, OverflowError, ValueError) as error:
             os.close(fd)
             raise ConfigError(self.path, "", f"a disk of {size} bytes: {error}") from error
-        self._adopt(fd, read_only=False, inline_flags=0)
+        self._adopt(fd, read_only=False)

@@ -58,8 +58,9 @@ MAX_RANGE_SECTORS = 1 << 21
 """1 GiB: bounds how long one request can keep a thread."""
 
 GROUPS = 4
-GROUP_WRITES = 8
-"""A batch of writes is worth a second thread for every so many, up to GROUPS threads."""
+GROUP_WRITES = 32
+"""A batch of writes takes one thread for every so many, up to GROUPS: most file systems let one
+write at a time into a file, and a thread costs as much as writing 64 KiB."""
 
 RANGE_FLAGS = {
     VIRTIO_BLK_T_DISCARD: 0,

@@ -14,6 +14,9 @@ IN_ONESHOT = 0x80000000
 IN_NONBLOCK = os.O_NONBLOCK
 IN_CLOEXEC = os.O_CLOEXEC
 
+MEMORY_FILE_SYSTEMS = {0x01021994, 0x858458F6}
+"""tmpfs (memfd too) and ramfs."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -45,3 +48,9 @@ def inotify_add_watch(fd: int, path: bytes, mask: int) -> None:
     """Watch ``path``, or change what it is watched for. Raises OSError."""
     if _libc.inotify_add_watch(fd, path, mask) < 0:
         raise _error()
+
+
+def in_memory(fd: int) -> bool:
+    """Return whether a file lives in memory alone."""
+    statfs = (ctypes.c_long * 64)()  # begins with the type of the file system
+    return _libc.fstatfs(fd, statfs) == 0 and statfs[0] in MEMORY_FILE_SYSTEMS
