@@ -10,6 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from vof.errors import ConfigError
 from vof.target.devices import FileBacking, MemoryBacking, watch
+from vof.target.devices.libc import in_memory
 from vof.target.devices.watch import PAUSE
 
 
@@ -95,6 +96,15 @@ def test_memory():
     disk = MemoryBacking(1 << 40)
     assert disk.size == 1 << 40
     assert os.fstat(disk.fd).st_blocks == 0
+    disk.close()
+
+
+def test_which_file_never_blocks():
+    disk, node = MemoryBacking(512), os.open("/dev/null", os.O_RDONLY)
+    assert disk.read_flags == disk.write_flags == 0
+    assert in_memory(disk.fd)
+    assert not in_memory(node)  # though /dev itself is in memory
+    os.close(node)
     disk.close()
 
 

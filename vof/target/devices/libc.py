@@ -4,6 +4,7 @@
 import ctypes
 import errno
 import os
+import stat
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -51,6 +52,8 @@ def inotify_add_watch(fd: int, path: bytes, mask: int) -> None:
 
 
 def in_memory(fd: int) -> bool:
-    """Return whether a file lives in memory alone."""
+    """Return whether the bytes of a regular file live in memory alone."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return False  # of a device, statfs would tell where its node is
     statfs = (ctypes.c_long * 64)()  # begins with the type of the file system
     return _libc.fstatfs(fd, statfs) == 0 and statfs[0] in MEMORY_FILE_SYSTEMS

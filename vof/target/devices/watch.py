@@ -32,18 +32,15 @@ async def watch(backing: FileBacking) -> None:
     path = b"/proc/self/fd/%d" % backing.fd
     try:
         inotify = inotify_init()
+        try:
+            while True:
+                inotify_add_watch(inotify, path, IN_MODIFY | IN_ONESHOT)
+                backing.refresh()
+                await trio.lowlevel.wait_readable(inotify)
+                os.read(inotify, EVENTS)
+                backing.refresh()
+                await trio.sleep(PAUSE)
+        finally:
+            os.close(inotify)
     except OSError as error:
         log.warning("%s: a change of size will not be noticed: %s", backing.path, error.strerror)
-        return
-    try:
-        while True:
-            inotify_add_watch(inotify, path, IN_MODIFY | IN_ONESHOT)
-            backing.refresh()
-            await trio.lowlevel.wait_readable(inotify)
-            os.read(inotify, EVENTS)
-            backing.refresh()
-            await trio.sleep(PAUSE)
-    except OSError as error:
-        log.warning("%s: a change of size will not be noticed: %s", backing.path, error.strerror)
-    finally:
-        os.close(inotify)
