@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 SHELL = [text for kind, text in BLOCKS if kind == "sh"]
 PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -85,7 +85,7 @@ def test_target_and_client(tmp_path: Path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "hello, disk" in done.stdout
-        assert re.search(r"^[0-9a-f]{32}$", done.stdout, re.M)
+        assert re.search(r"^[0-9a-f]{32}$", done.stdout, re.MULTILINE)
     finally:
         target.terminate()
         code = target.wait(15)
