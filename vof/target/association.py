@@ -308,6 +308,7 @@ class Association:
             log.exception("%s: the model failed on queue %d; it needs a reset", self.tvqn, index)
             self._needs_reset()
         finally:
+            served.queue.end()
             del self.queues[index]
             served.finished.set()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from vof.errors import RemoteProtocolError
+from vof.errors import ConnectionLost, RemoteProtocolError
 from vof.protocol import v5
 from vof.protocol.session import Event, Session
 from vof.protocol.v5_target import TargetStream
@@ -81,6 +81,7 @@ class FabricDeviceQueue:
         self._connection.flush()
         if self._progress is not None:
             self._progress.set()
+            self._progress = None
 
     async def hold(self, live: trio.Event) -> None:
         """Until the driver is ready: keep what comes, unseen by the model, and notice the end."""
@@ -140,7 +141,8 @@ class FabricDeviceQueue:
 
     async def _step(self) -> None:
         """Wait until something was pushed and flushed."""
-        self._progress = trio.Event()
+        if self._progress is None:
+            self._progress = trio.Event()
         await self._progress.wait()
 
     async def _end(self) -> None:
@@ -152,6 +154,11 @@ class FabricDeviceQueue:
         """Wait until no request is in flight."""
         while self._stream.inflight and self._connection.error is None:
             await self._step()
+
+    def end(self) -> None:
+        """Nobody serves the queue any more: its connection is over."""
+        self._connection.fail(ConnectionLost("the queue was stopped"))
+        self.flush()
 
     def quiesce(self) -> None:
         """Take no more requests; what is in flight goes on."""
