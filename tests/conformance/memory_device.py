@@ -141,6 +141,7 @@ class MemoryQueue(Virtqueue):
             return None
         entry = self.entries[-1]
         self.forget(entry)
+        self.dead = True  # the device still has it
         return entry.token
 
     def get_vring_size(self):

@@ -47,6 +47,15 @@ class WritableReversed(MemoryQueue):
         self.added[-1].chain.writable.reverse()
 
 
+@mutant("all_large")
+class LargeIsLost(MemoryQueue):
+    def add_sgs(self, sgs, *args):
+        super().add_sgs(sgs, *args)
+        large = len(self.entries) > 2 and len(sgs[0]) > 400 << 10
+        if large:
+            self.added[-1].chain.readable[0] = memoryview(bytes(len(sgs[0])))
+
+
 @mutant("used_length")
 class ReportsAllAsWritten(MemoryEnd):
     def push(self, chain, written, filled=None):
@@ -454,6 +463,30 @@ class UnbreakKeepsTheCause(MemoryQueue):
     def unbreak(self):
         super().unbreak()
         self._cause = VofError("was broken")
+
+
+@mutant("unbreak_after_detach")
+class UnbreaksWithDetachedInFlight(MemoryQueue):
+    def unbreak(self):
+        self._broken, self._cause = False, None
+
+    def forget(self, entry):
+        if entry in self.entries:
+            super().forget(entry)
+
+
+@mutant("callbacks_survive")
+class ResizeDisablesCallbacks(MemoryQueue):
+    async def resize(self, num, recycle):
+        await super().resize(num, recycle)
+        self.callbacks = False
+
+
+@mutant("callbacks_survive")
+class BreakDisablesCallbacks(MemoryQueue):
+    def break_(self, cause=None):
+        super().break_(cause)
+        self.callbacks = False
 
 
 @mutant("resize")

@@ -4,7 +4,7 @@
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from vof.conformance.rig import Make, Rig, exactly_once, mark_of, opened
+from vof.conformance.rig import FILL, Make, Rig, exactly_once, mark_of, on_call, opened
 from vof.conformance.rules import expect, refuses, same, soon
 from vof.errors import InvalidArgument, NotSupported, QueueBroken, QueueBusy, QueueFull, VofError
 from vof.virtio import Virtqueue
@@ -139,6 +139,61 @@ async def unbreak(make: Make) -> None:
             same(rig.vq.num_free, 16, "num_free of an empty queue")
 
 
+async def unbreak_after_detach(make: Make) -> None:
+    """Work that was detached from a broken queue never reaches a queue that works again.
+
+    A queue may as well stay broken, where the device could still touch a detached buffer.
+    """
+    async with opened(make, 8) as rig:
+        buffers = [rig.add(object(), mark) for mark in range(6)]
+        rig.vq.kick()
+        chains = await rig.lane.take(6)
+        rig.lane.use(chains[0], b"late")
+        rig.vq.break_()
+        same(len(detached(rig.vq)), 6, "tokens after break_")
+        rig.vq.unbreak()
+        if rig.vq.is_broken:
+            return
+        for round_ in range(1, 6):
+            try:
+                fresh = rig.add(round_, 50 + round_)
+            except QueueFull:
+                expect(rig.vq.num_free == 0, "a queue is full when it has no place")
+                fresh = None
+            rig.lane.use(chains[round_], b"late")
+            if fresh is None:
+                continue
+            expect(rig.vq.kick(), "kick of an unbroken queue")
+            (chain,) = await rig.lane.take()
+            same(mark_of(chain), 50 + round_, "the available buffer")
+            rig.lane.use(chain, b"new!")
+            same((await rig.used())[:2], (round_, 4), "token and used length")
+            same(bytes(fresh[:4]), b"new!", "the answer")
+        for buffer in buffers:
+            same(bytes(buffer), bytes([FILL]) * len(buffer), "a detached buffer is left alone")
+        await rig.works()
+
+
+async def callbacks_survive(make: Make) -> None:
+    """Callbacks that were enabled come after unbreak and after resize too."""
+    async with opened(make, 16, callback=True) as rig:
+        for size in (16, 8, 4):
+            with soon("resize"):
+                try:
+                    await rig.vq.resize(size, never)
+                except NotSupported:
+                    pass
+            if rig.lane.ended.is_set():
+                rig.lane = await rig.model.lane(0)
+            rig.vq.break_()
+            rig.vq.unbreak()
+            calls = rig.calls.count
+            rig.add(size)
+            rig.vq.kick()
+            rig.lane.use((await rig.lane.take())[0])
+            same(await on_call(rig, calls), (size, 0), "token and used length")
+
+
 async def resize(make: Make) -> None:
     """A resized queue has its new size, and recycled what it held. Or: NotSupported, always."""
     async with opened(make, 16) as rig:
@@ -255,6 +310,8 @@ CHECKS = (
     detach_after_del_vqs,
     detach_when_live,
     unbreak,
+    unbreak_after_detach,
+    callbacks_survive,
     resize,
     resize_refused,
 )

@@ -10,7 +10,7 @@ import random
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from vof.conformance.rig import Make, Rig, mark_of, opened, polled
+from vof.conformance.rig import Make, Rig, mark_of, on_call, opened, polled
 from vof.conformance.rules import expect, same, soon
 
 ROUNDS = 20
@@ -78,22 +78,29 @@ async def callback_comes(make: Make) -> None:
 
 async def polling(make: Make) -> None:
     """With callbacks disabled, get_buf alone finds what was used; enabled again, they come."""
+    async with opened(make) as rig:
+        await found_by_get_buf(rig)
     async with opened(make, callback=True) as rig:
-        for turn in range(ROUNDS):
+        for _ in range(ROUNDS):
             rig.vq.disable_cb()
-            await use_next(rig, turn)
-            taken: list[object] = []
-
-            def look(taken: list[object] = taken) -> bool:
-                taken.append(rig.vq.get_buf())
-                return taken[-1] is not None
-
-            await polled(look, "get_buf finds a used buffer while callbacks are disabled")
-            same(taken[-1], (turn, 0), "token and used length")
+            await found_by_get_buf(rig)
             expect(rig.vq.enable_cb(), "enable_cb with nothing to take returns True")
             calls = rig.calls.count
             await use_next(rig, "called")
             same(await on_call(rig, calls), ("called", 0), "token and used length")
+
+
+async def found_by_get_buf(rig: Rig) -> None:
+    """Demand that get_buf finds a used buffer, with nobody waiting for it."""
+    taken: list[object] = []
+
+    def look() -> bool:
+        taken.append(rig.vq.get_buf())
+        return taken[-1] is not None
+
+    await use_next(rig, "polled")
+    await polled(look, "get_buf finds a used buffer while callbacks are disabled")
+    same(taken[-1], ("polled", 0), "token and used length")
 
 
 async def poll_sees(make: Make) -> None:
@@ -228,29 +235,35 @@ async def delayed_when_pending(make: Make) -> None:
 
 async def wait_for_used(make: Make) -> None:
     """wait_used returns when a buffer was used: at once, later, or after it was cancelled."""
-    async with opened(make) as rig:
-        for turn in range(ROUNDS):
-            rig.add(turn)
-            rig.vq.kick()
-            (chain,) = await rig.lane.take()
-            for _ in range(turn % 3):
-                with trio.CancelScope() as scope:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(rig.vq.wait_used)
-                        await wait_all_tasks_blocked()
-                        expect(rig.vq.get_buf() is None, "nothing is used")
-                        scope.cancel()
-            with soon("wait_used wakes when a buffer is used"):
+    for callback in (False, True):
+        async with opened(make, callback=callback) as rig:
+            await waits(rig)
+
+
+async def waits(rig: Rig) -> None:
+    """Wait for used buffers, in all the ways."""
+    for turn in range(ROUNDS):
+        rig.add(turn)
+        rig.vq.kick()
+        (chain,) = await rig.lane.take()
+        for _ in range(turn % 3):
+            with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(rig.vq.wait_used)
                     await wait_all_tasks_blocked()
-                    expect(len(nursery.child_tasks) == 1, "wait_used waits for a used buffer")
-                    rig.lane.use(chain)
-            for _ in range(2):
-                with soon("wait_used returns at once when a buffer can be taken"):
-                    await rig.vq.wait_used()
-            same(rig.vq.get_buf(), (turn, 0), "token and used length")
-            expect(rig.vq.get_buf() is None, "wait_used takes nothing and doubles nothing")
+                    expect(rig.vq.get_buf() is None, "nothing is used")
+                    scope.cancel()
+        with soon("wait_used wakes when a buffer is used"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rig.vq.wait_used)
+                await wait_all_tasks_blocked()
+                expect(len(nursery.child_tasks) == 1, "wait_used waits for a used buffer")
+                rig.lane.use(chain)
+        for _ in range(2):
+            with soon("wait_used returns at once when a buffer can be taken"):
+                await rig.vq.wait_used()
+        same(rig.vq.get_buf(), (turn, 0), "token and used length")
+        expect(rig.vq.get_buf() is None, "wait_used takes nothing and doubles nothing")
 
 
 async def wait_cancelled(make: Make) -> None:
@@ -285,15 +298,6 @@ async def use_next(rig: Rig, token: object) -> None:
     rig.add(token)
     rig.vq.kick()
     rig.lane.use((await rig.lane.take())[0])
-
-
-async def on_call(rig: Rig, calls: int) -> tuple[object, int]:
-    """Take the next used buffer after a callback beyond the first ``calls``."""
-    while True:
-        await rig.calls.beyond(calls)
-        calls = rig.calls.count
-        if used := rig.vq.get_buf():
-            return used
 
 
 async def all_through(rig: Rig, marks: list[int]) -> None:

@@ -153,6 +153,15 @@ async def start(
     return vqs, [await model.lane(index) for index in range(len(infos))]
 
 
+async def on_call(rig: Rig, calls: int) -> tuple[object, int]:
+    """Take the next used buffer after a callback beyond the first ``calls``."""
+    while True:
+        await rig.calls.beyond(calls)
+        calls = rig.calls.count
+        if used := rig.vq.get_buf():
+            return used
+
+
 async def polled(condition: Callable[[], object], what: str) -> None:
     """Demand that ``condition`` becomes true while nobody waits for it, as in polling mode.
 
