@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What vof costs by itself: idle associations, and the ops of a queue. Nothing is compared."""
+
+import os
+import resource
+import statistics
+from contextlib import AsyncExitStack
+from pathlib import Path
+from time import perf_counter_ns
+from typing import NamedTuple
+
+import trio
+
+import vof
+from tests.bench.sides import MINE, Load, Server
+from vof.virtio.blk import REQUEST, VIRTIO_BLK_T_IN
+from vof.virtio.device import VirtioDevice, VirtqueueInfo
+from vof.virtio.virtqueue import Virtqueue
+
+ASSOCIATIONS = 500
+SECTORS = 8
+BURST = 32
+TURNS = 300
+SETTLE_S = 0.002
+CALM_S = 3.0
+IDLE = Load("randread", 4096, 1)
+
+
+class Cost(NamedTuple):
+    """One figure.
+
+    Attributes:
+        name: for ``--only``.
+        title: what it is.
+        value: the figure.
+        unit: its unit.
+        aim: it should be at most this; None: for information.
+    """
+
+    name: str
+    title: str
+    value: float
+    unit: str
+    aim: float | None = None
+
+
+async def start(device: VirtioDevice) -> Virtqueue:
+    """Bring a block device up with one queue."""
+    await device.initialize(0)
+    [vq] = await device.find_vqs([VirtqueueInfo("requests")])
+    await device.ready()
+    return vq
+
+
+def status(pid: int, key: str) -> int:
+    """Return a number of ``/proc/PID/status``."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0])
+    raise KeyError(key)
+
+
+def wakeups(pid: int) -> int:
+    """Return how often threads of a process have gone to sleep by themselves."""
+    return sum(
+        int(line.split()[1])
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for line in (task / "status").read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
+
+
+async def idle_memory(server: Server) -> list[Cost]:
+    """Open many devices, each a control queue and one virtqueue, and leave them alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    async with vof.connect(server.url) as first:
+        await start(first)
+        before = status(server.pid, "VmRSS")
+        async with AsyncExitStack() as stack:
+            for _ in range(ASSOCIATIONS):
+                await start(await stack.enter_async_context(vof.connect(server.url)))
+            after = status(server.pid, "VmRSS")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    each = (after - before) / ASSOCIATIONS
+    title = f"the target's memory with {2 * ASSOCIATIONS:,} idle connections"
+    return [
+        Cost("memory", "memory of an idle association, at the target", each, "KiB", 64),
+        Cost("memory", title, after / 1024, "MiB"),
+    ]
+
+
+async def idle_wakeups(server: Server, seconds: float) -> list[Cost]:
+    """Connect, do one request, and then nothing."""
+    async with vof.connect(server.url) as device:
+        vq = await start(device)
+        vq.add_sgs([REQUEST.pack(VIRTIO_BLK_T_IN, 0, 0), bytearray(512), bytearray(1)], 1, 2, "it")
+        vq.kick()
+        await vq.wait_used()
+        vq.get_buf()
+        await trio.sleep(CALM_S)
+        before = wakeups(server.pid), wakeups(os.getpid())
+        await trio.sleep(seconds)
+        after = wakeups(server.pid), wakeups(os.getpid())
+    own = 1  # by the sleep above
+    return [
+        Cost("wakeups", "idle target's wake-ups", (after[0] - before[0]) / seconds, "/s", 0),
+        Cost(
+            "wakeups", "idle initiator's wake-ups", (after[1] - before[1] - own) / seconds, "/s", 0
+        ),
+    ]
+
+
+async def operations(server: Server) -> list[Cost]:
+    """Time the ops of a queue, in bursts of 4 KiB reads."""
+    add, kick, get, kick_one = [], [], [], []
+    async with vof.connect(server.url) as device:
+        vq = await start(device)
+        chains = [
+            [REQUEST.pack(VIRTIO_BLK_T_IN, 0, i * SECTORS), bytearray(4096), bytearray(1)]
+            for i in range(min(BURST, vq.num_free))
+        ]
+
+        async def drain(count: int) -> int:
+            """Take ``count`` used buffers, once all came; return the time in ``get_buf``."""
+            await trio.sleep(SETTLE_S)
+            started = perf_counter_ns()
+            while count:
+                count -= vq.get_buf() is not None
+            return perf_counter_ns() - started
+
+        for _ in range(TURNS):
+            started = perf_counter_ns()
+            for chain in chains:
+                vq.add_sgs(chain, 1, 2, chain)
+            added = perf_counter_ns()
+            vq.kick()
+            kicked = perf_counter_ns()
+            add.append((added - started) / len(chains))
+            kick.append(kicked - added)
+            get.append(await drain(len(chains)) / len(chains))
+            vq.add_sgs(chains[0], 1, 2, "one")
+            started = perf_counter_ns()
+            vq.kick()
+            kick_one.append(perf_counter_ns() - started)
+            await drain(1)
+    rows = (
+        ("add_sgs", add),
+        ("kick, of one", kick_one),
+        (f"kick, of {len(chains)}", kick),
+        (f"get_buf, of {len(chains)} that came, receiving included", get),
+    )
+    return [Cost("ops", title, statistics.median(times), "ns") for title, times in rows]
+
+
+COSTS = {
+    "memory": lambda server, seconds: idle_memory(server),
+    "wakeups": idle_wakeups,
+    "ops": lambda server, seconds: operations(server),
+}
+
+
+def costs(name: str, image: Path, seconds: float) -> list[Cost]:
+    """Measure the costs of one name, on a target of their own."""
+    with MINE.serve(image, IDLE) as server:
+        return trio.run(COSTS[name], server, seconds)

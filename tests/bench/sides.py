@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sides of the comparison: each a server of one file, and a load on it over TCP loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+VOF = Path(sys.executable).with_name("vof")
+START_S = 10.0
+ADDRESS = "127.0.0.1"
+
+
+class Load(NamedTuple):
+    """What is asked of a server.
+
+    Attributes:
+        mix: ``randread``, ``read`` or ``write``; fio's words.
+        size: bytes of a request.
+        depth: requests in flight on one connection.
+        connections: how many.
+        awaited: through as many concurrent ``await``s as ``depth`` says, not by the queue's ops.
+        pinned: server and load on the same CPU; else wherever the scheduler puts them.
+    """
+
+    mix: str
+    size: int
+    depth: int
+    connections: int = 1
+    awaited: bool = False
+    pinned: bool = False
+
+
+class Figure(NamedTuple):
+    """What was measured: per second, and processor time per request of both processes together."""
+
+    requests: float
+    bytes: float
+    cpu_us: float
+    p50_us: float
+    p99_us: float
+
+
+class Server(NamedTuple):
+    """A server that listens.
+
+    Attributes:
+        pid: its process.
+        url: where it is.
+    """
+
+    pid: int
+    url: str
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process, all its threads, in user and kernel mode."""
+    return time.clock_gettime(~pid << 3 | 2)  # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)
+
+
+def placed(command: list[str], pinned: bool) -> list[str]:
+    """Return the command, on the first CPU alone if ``pinned``."""
+    first = min(os.sched_getaffinity(0))
+    return ["taskset", "--cpu-list", str(first), *command] if pinned else command
+
+
+@contextmanager
+def running(command: list[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a program for the time of a block."""
+    process = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **options)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(START_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def output(command: list[str], seconds: float) -> str:
+    """Return what a load prints; it must end ``START_S`` after its time, without an error."""
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds + 3 * START_S, check=False
+    )
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit {run.returncode}\n{run.stdout}{run.stderr}")
+    return run.stdout
+
+
+class Nbdkit:
+    """``nbdkit file``, loaded by ``fio --ioengine=nbd``."""
+
+    name = "nbdkit"
+
+    @contextmanager
+    def serve(self, image: Path, load: Load) -> Iterator[Server]:
+        """Serve ``image`` for the time of a block."""
+        with socket.create_server((ADDRESS, 0)) as free:
+            port = free.getsockname()[1]
+        ready = image.with_name(f"nbdkit-{port}.pid")
+        command = ["nbdkit", "--foreground", "--exit-with-parent", "--newstyle"]
+        command += ["-i", ADDRESS, "-p", str(port), "--pidfile", str(ready), "file", str(image)]
+        with running(placed(command, load.pinned)) as process:
+            deadline = time.monotonic() + START_S
+            while not ready.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("nbdkit does not start")
+                time.sleep(0.01)
+            yield Server(process.pid, f"nbd://{ADDRESS}:{port}/")
+
+    def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
+        """Load a server of ``size`` bytes; the figure has the load's own processor time."""
+        return fio_figure(
+            output(placed(self.command(server, load, seconds, size), load.pinned), seconds), load
+        )
+
+    @staticmethod
+    def command(server: Server, load: Load, seconds: float, size: int) -> list[str]:
+        """Return the command of a load."""
+        return [
+            "fio",
+            "--name=load",
+            "--thread",
+            "--ioengine=nbd",
+            f"--uri={server.url}",
+            f"--rw={load.mix}",
+            f"--bs={load.size}",
+            f"--iodepth={load.depth}",
+            f"--size={size}",
+            "--norandommap",
+            "--randrepeat=0",
+            "--time_based",
+            f"--runtime={round(seconds * 1000)}ms",
+            "--output-format=json",
+        ]
+
+
+def fio_figure(text: str, load: Load) -> Figure:
+    """Read fio's JSON; lines of other kinds may stand before it."""
+    [job] = json.loads(text[text.index("{") :])["jobs"]
+    if job["error"]:
+        raise SystemExit(f"fio: error {job['error']}")
+    way = job["write" if load.mix == "write" else "read"]
+    busy_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
+    times = way["clat_ns"]["percentile"]
+    return Figure(
+        way["iops"],
+        way["bw_bytes"],
+        busy_us / way["total_ios"],
+        times["50.000000"] / 1000,
+        times["99.000000"] / 1000,
+    )
+
+
+class Vof:
+    """``vof target``, loaded by ``vof bench``."""
+
+    name = "vof"
+
+    @contextmanager
+    def serve(self, image: Path, load: Load) -> Iterator[Server]:
+        """Serve ``image`` for the time of a block."""
+        command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0"]
+        command += ["--blk", f"{image},queues={load.connections}"]
+        with running(placed(command, load.pinned), stdout=subprocess.PIPE) as process:
+            for line in process.stdout:
+                url = next((word for word in line.split() if word.startswith("vof+tcp://")), None)
+                if url:
+                    break
+            else:
+                raise SystemExit("vof target does not start")
+            yield Server(process.pid, url)
+
+    def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
+        """Load a server; the figure has the load's own processor time."""
+        command = [str(VOF), "bench", server.url, "--json", f"--seconds={seconds}"]
+        command += [f"--mix={load.mix}", f"--size={load.size}", f"--depth={load.depth}"]
+        command += [f"--queues={load.connections}"] + ["--await"] * load.awaited
+        return vof_figure(output(placed(command, load.pinned), seconds))
+
+
+def vof_figure(text: str) -> Figure:
+    """Read the JSON of ``vof bench``."""
+    found = json.loads(text)
+    times = found["latency_us"]
+    return Figure(
+        found["iops"],
+        found["bytes_per_second"],
+        found["cpu_us_per_request"],
+        times["p50"],
+        times["p99"],
+    )
+
+
+Side = Nbdkit | Vof
+NBDKIT, MINE = Nbdkit(), Vof()
+
+
+def measure(side: Side, load: Load, image: Path, seconds: float) -> Figure:
+    """Start a server, load it, stop it."""
+    with side.serve(image, load) as server:
+        before = cpu_seconds(server.pid)
+        figure = side.load(server, load, seconds, image.stat().st_size)
+        used = cpu_seconds(server.pid) - before
+    if load.mix == "write":
+        with image.open("rb") as file:
+            os.fsync(file.fileno())  # so that no later figure pays for it
+    return figure._replace(cpu_us=figure.cpu_us + used * 1e6 / (figure.requests * seconds))
