@@ -147,26 +147,26 @@ class VirtqueueMachine(RuleBasedStateMachine):
         self.offered += self.added
         self.added = []
 
-    @precondition(lambda self: self.used)
-    @rule()
+    @rule(disabled=st.booleans(), wait=st.booleans())
     @step
-    async def wait_and_get(self):
-        self.vq.disable_cb()
-        self.calls = None
-        await self.vq.wait_used()
-        self.took(self.vq.get_buf_ctx())
-
-    @rule()
-    @step
-    async def get_buf(self):
-        found = self.vq.get_buf_ctx()
-        if found:
-            self.took(found)
+    async def get_buf(self, disabled, wait):
+        if disabled:
+            self.vq.disable_cb()
+            self.calls = None
+        if not self.used:
+            assert self.vq.get_buf_ctx() is None
+            return
+        found = None if wait else self.vq.get_buf_ctx()
+        if found is None:
+            with soon("wait_used returns"):
+                await self.vq.wait_used()
+            found = self.vq.get_buf_ctx()
+        assert found is not None
+        self.took(found)
 
     def took(self, found):
         request, written, ctx = found
         assert request is ctx
-        assert self.used
         assert request is self.used.pop(0)
         assert written == request.written
         wanted = request.answer.ljust(request.room, bytes([FILL]))
@@ -269,7 +269,7 @@ class VirtqueueMachine(RuleBasedStateMachine):
         if not self.outstanding:
             assert self.vq.num_free == SIZE
         else:
-            assert 0 <= self.vq.num_free <= SIZE - len(self.outstanding)
+            assert 0 <= self.vq.num_free <= SIZE - len(self.outstanding) + len(self.used)
 
     def teardown(self):
         try:
@@ -284,4 +284,3 @@ class VirtqueueMachine(RuleBasedStateMachine):
         while (token := self.vq.detach_unused_buf()) is not None:
             left.append(token)
         assert sorted(map(id, left)) == sorted(map(id, self.outstanding))
-        assert self.vq.num_free == SIZE

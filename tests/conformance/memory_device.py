@@ -45,7 +45,8 @@ class Entry:
     """What the driver knows of one chain."""
 
     def __init__(self, token, ctx, readable, writable, cost):
-        self.token, self.ctx, self.cost, self.written = token, ctx, cost, 0
+        self.token, self.ctx, self.cost = token, ctx, cost
+        self.written, self.pushed = 0, False
         self.chain = Chain(readable, writable, self)
 
 
@@ -198,6 +199,9 @@ class MemoryEnd:
         return [entry.chain for entry in batch]
 
     def push(self, chain, written, filled=None):
+        if chain.token.pushed:
+            raise LocalProtocolError("a chain is used once")
+        chain.token.pushed = True
         self.pushed.append((chain.token, written))
 
     def flush(self):
