@@ -32,6 +32,9 @@ async def identity(make: Make) -> None:
     async with make(model) as device:
         same(device.device_id, model.device_id, "device_id")
         same(device.vendor_id, model.vendor_id, "vendor_id")
+        buffer = device.pool.alloc(1000)
+        same((bytes(buffer), buffer.format), (bytes(1000), "B"), "a buffer from the pool")
+        expect(not buffer.readonly, "a buffer from the pool can be written")
         same(model.closes, 0, "calls of close while the driver is there")
     same(model.closes, 1, "calls of close after the driver left")
 
@@ -273,6 +276,33 @@ async def reset(make: Make) -> None:
                     rig.add("refused")
 
 
+async def reset_lets_go(make: Make) -> None:
+    """What is on its way from the device at a reset does not reach a buffer after the reset."""
+    model = ScriptModel([16])
+    async with make(model) as device:
+        for turn in range(4):
+            (vq,), (lane,) = await start(device, model, QUEUES[:1])
+            rig = Rig(device, model, vq, lane, Calls())
+            buffers = [rig.space(512 * 1024) for _ in range(8)]
+            for mark, buffer in enumerate(buffers):
+                vq.add_inbuf([buffer], mark)
+            vq.kick()
+            for chain in await lane.take(8):
+                lane.use(chain, bytes(len(buffers[0])))
+            for _ in range(turn):
+                await trio.lowlevel.checkpoint()
+            with soon("the device resets"):
+                await device.reset()
+            same(sorted(map(str, detached(vq))), [str(n) for n in range(8)], "detach after reset")
+            mine = bytes([turn]) * len(buffers[0])
+            for buffer in buffers:
+                buffer[:] = mine
+            (vq,), (lane,) = await start(device, model, QUEUES[:1])
+            await Rig(device, model, vq, lane, Calls()).works()
+            for buffer in buffers:
+                expect(buffer == mine, "after reset and detach, a buffer is the driver's alone")
+
+
 async def reset_while_waiting(make: Make) -> None:
     """A task that waits for a used buffer wakes when the device is reset."""
     model = ScriptModel(SIZES)
@@ -333,6 +363,7 @@ CHECKS = (
     queues_apart,
     break_device,
     reset,
+    reset_lets_go,
     reset_while_waiting,
     del_vqs,
     the_end,
