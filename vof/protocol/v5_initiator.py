@@ -136,6 +136,7 @@ class InitiatorStream:
                 append((data, length, ctx))
                 pos = stop
             inbox.pos = pos
+            entry = data = ctx = writable = None  # a program that waits holds no memory
             if end - pos < 16:
                 del view
                 yield 16

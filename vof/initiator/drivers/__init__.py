@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Drivers over any ``VirtioDevice``."""
+
+from vof.initiator.drivers.blk import Blk
+from vof.initiator.drivers.rng import Rng
+
+__all__ = ["Blk", "Rng"]

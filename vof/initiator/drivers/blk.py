@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Driver of a block device (virtio 1.2, 5.2).
+
+A request is one readable buffer (header, and data of a write) and one writable one (data of a
+read, and the status byte): framing carries no meaning, and two buffers are the fewest.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import cycle
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from vof.errors import DeviceError, InvalidArgument, NotSupported, RemoteProtocolError, VofError
+from vof.initiator.requests import RequestQueue
+from vof.memory import Buffer
+from vof.virtio.blk import (
+    CONFIG,
+    RANGE,
+    REQUEST,
+    SECTOR,
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_DISCARD,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    BlkConfig,
+    status_of,
+)
+from vof.virtio.constants import VIRTIO_ID_BLOCK, bit
+from vof.virtio.device import VirtioDevice, VirtqueueInfo
+
+WANTED = bit(
+    VIRTIO_BLK_F_SIZE_MAX,
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_DISCARD,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+)
+PIECE = 1 << 20
+"""Largest request, in bytes, whatever the device allows."""
+PIECES = 8
+"""Requests that one call has under way at a time."""
+
+
+class Blk:
+    """A started block device: ``async with Blk(device, queues=2) as disk:``.
+
+    Offsets and lengths are in bytes, multiples of 512. Many tasks may call at once.
+
+    Attributes:
+        device: the device underneath.
+        capacity: bytes, as read last: after a configuration change, by the next call.
+        block_size: what the device takes for the size of a block, in bytes.
+        read_only: writing is refused.
+        num_queues: queues in use.
+        features: negotiated.
+        config: as read last.
+        resized: called when the device's configuration changed: ``await refresh()`` tells the new
+            capacity. Must not suspend.
+
+    Raises:
+        InvalidArgument: the device is of another type.
+    """
+
+    def __init__(self, device: VirtioDevice, queues: int = 1, queue_size: int = 0) -> None:
+        if device.device_id != VIRTIO_ID_BLOCK:
+            raise InvalidArgument(f"device type {device.device_id} is no block device")
+        if queues < 1:
+            raise InvalidArgument(f"{queues} queues")
+        self.device = device
+        self.resized: Callable[[], None] | None = None
+        self._wanted = queues, queue_size
+        self._stale = False
+
+    async def __aenter__(self) -> Self:
+        device = self.device
+        device.config_changed = self._config_changed
+        self.features = await device.initialize(WANTED)
+        await self._read_config()
+        has = self._has
+        most = self.config.num_queues if has(VIRTIO_BLK_F_MQ) else 1
+        count, size = self._wanted
+        self.num_queues = min(count, max(most, 1))
+        self.block_size = self.config.blk_size if has(VIRTIO_BLK_F_BLK_SIZE) else SECTOR
+        self.read_only = has(VIRTIO_BLK_F_RO)
+        segment = self.config.size_max if has(VIRTIO_BLK_F_SIZE_MAX) else PIECE
+        segments = self.config.seg_max if has(VIRTIO_BLK_F_SEG_MAX) else 1
+        # One buffer of ours is as many segments as the device needs; it must fit all of them.
+        piece = min(PIECE, max(segment, SECTOR) * max(segments, 1))
+        self._piece = piece // SECTOR * SECTOR
+        infos = [VirtqueueInfo(f"requestq{n}", size=size) for n in range(self.num_queues)]
+        self._queues = [RequestQueue(vq) for vq in await device.find_vqs(infos)]
+        self._next = cycle(self._queues).__next__
+        await device.ready()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.device.reset()
+        except VofError:
+            pass  # a device out of reach needs none
+
+    def _has(self, number: int) -> bool:
+        return bool(self.features >> number & 1)
+
+    def _config_changed(self, device: VirtioDevice) -> None:
+        self._stale = True
+        if self.resized is not None:
+            self.resized()
+
+    async def _read_config(self) -> None:
+        self._stale = False
+        self.config = BlkConfig.unpack(await self.device.read_config(0, CONFIG.size))
+        self.capacity = self.config.capacity * SECTOR
+
+    async def refresh(self) -> int:
+        """Read the configuration again; return the capacity in bytes. Suspends."""
+        await self._read_config()
+        return self.capacity
+
+    # -- data ---------------------------------------------------------------------------------
+
+    async def read(self, offset: int, length: int) -> bytearray:
+        """Return ``length`` bytes from ``offset``. Suspends.
+
+        Cancelling it leaves the request with the device; its buffer is not used again.
+
+        Raises:
+            InvalidArgument: not multiples of 512, or beyond the end.
+            DeviceError: the device says that it failed.
+            VofError: the queue broke; see ``maybe_executed``.
+        """
+        if offset & 511 or length & 511 or length > self._piece or length <= 0:
+            data = bytearray(length)
+            await self.read_into(offset, data)
+            return data
+        if self._stale or not 0 <= offset <= self.capacity - length:
+            await self._check(offset, length)
+        answer = bytearray(length + 1)
+        header = REQUEST.pack(VIRTIO_BLK_T_IN, 0, offset >> 9)
+        if await self._next().request((header, answer), 1, 1) <= length or answer[length]:
+            self._failed(answer[length])
+        del answer[length]
+        return answer
+
+    async def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill ``buffer`` from ``offset``. Suspends. Raises as ``read``.
+
+        When it is cancelled, the device may still write into ``buffer``, until it is closed.
+        """
+        view = memoryview(buffer)
+        await self._check(offset, len(view))
+
+        async def piece(start: int, stop: int) -> None:
+            status = bytearray(1)
+            header = REQUEST.pack(VIRTIO_BLK_T_IN, 0, (offset + start) >> 9)
+            written = await self._next().request((header, view[start:stop], status), 1, 2)
+            if written <= stop - start or status[0]:
+                self._failed(status[0])
+
+        await self._pieces(len(view), piece)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write ``data`` at ``offset``. Suspends. Raises as ``read``.
+
+        ``data`` must not change before it returns; when it is cancelled, not before the device
+        is closed.
+        """
+        view = memoryview(data)
+        await self._check(offset, len(view), write=True)
+
+        async def piece(start: int, stop: int) -> None:
+            header = REQUEST.pack(VIRTIO_BLK_T_OUT, 0, (offset + start) >> 9)
+            await self._simple((header, view[start:stop]))
+
+        await self._pieces(len(view), piece)
+
+    async def flush(self) -> None:
+        """Make what was written stable; nothing to do where the device has no volatile cache."""
+        if self._has(VIRTIO_BLK_F_FLUSH):
+            await self._simple((REQUEST.pack(VIRTIO_BLK_T_FLUSH, 0, 0),))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Say that these bytes are not needed any more. Raises NotSupported, else as ``read``."""
+        most = self.config.max_discard_sectors
+        await self._range(VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_T_DISCARD, offset, length, most, 0)
+
+    async def write_zeroes(self, offset: int, length: int, unmap: bool = False) -> None:
+        """Write zeroes; ``unmap`` allows to free the space. Raises as ``discard``."""
+        flags = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP if unmap else 0
+        most = self.config.max_write_zeroes_sectors
+        await self._range(
+            VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_WRITE_ZEROES, offset, length, most, flags
+        )
+
+    async def get_id(self) -> str:
+        """Return the device's name for itself, up to 20 bytes. Suspends."""
+        answer = bytearray(VIRTIO_BLK_ID_BYTES + 1)
+        request = (REQUEST.pack(VIRTIO_BLK_T_GET_ID, 0, 0), answer)
+        if await self._next().request(request, 1, 1) < len(answer) or answer[-1]:
+            self._failed(answer[-1])
+        return answer[:-1].partition(b"\0")[0].decode(errors="replace")
+
+    # -- parts --------------------------------------------------------------------------------
+
+    async def _simple(self, readable: tuple[Buffer, ...]) -> None:
+        """A request that is answered with nothing but its status."""
+        status = bytearray(1)
+        written = await self._next().request((*readable, status), len(readable), 1)
+        if not written or status[0]:
+            self._failed(status[0])
+
+    async def _range(
+        self, feature: int, kind: int, offset: int, length: int, most: int, flags: int
+    ) -> None:
+        """A discard or write-zeroes, in as many requests as the device wants."""
+        if not self._has(feature):
+            raise NotSupported("the device does not offer this")
+        await self._check(offset, length, write=True)
+        step = max(most, 1) * SECTOR
+        for start in range(offset, offset + length, step):
+            sectors = min(step, offset + length - start) // SECTOR
+            body = RANGE.pack(start // SECTOR, sectors, flags)
+            await self._simple((REQUEST.pack(kind, 0, 0) + body,))
+
+    async def _check(self, offset: int, length: int, write: bool = False) -> None:
+        """Raise InvalidArgument for a place that is none."""
+        if self._stale:
+            await self._read_config()
+        if offset % SECTOR or length % SECTOR:
+            raise InvalidArgument(f"offset {offset}, length {length}: not multiples of {SECTOR}")
+        if not 0 <= offset <= self.capacity - length or length < 0:
+            raise InvalidArgument(
+                f"offset {offset}, length {length}: the disk has {self.capacity} bytes"
+            )
+        if write and self.read_only:
+            raise InvalidArgument("the disk is read-only")
+
+    async def _pieces(self, length: int, piece: Callable[[int, int], Awaitable[None]]) -> None:
+        """Do a transfer in pieces, several at a time. The first error ends it."""
+        size = self._piece
+        if length <= size:
+            if length:
+                await piece(0, length)
+            else:
+                await trio.lowlevel.checkpoint()
+            return
+        places: Iterator[int] = iter(range(0, length, size))
+        errors: list[VofError] = []
+
+        async def work(nursery: trio.Nursery) -> None:
+            for start in places:
+                try:
+                    await piece(start, min(start + size, length))
+                except VofError as error:
+                    errors.append(error)
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(PIECES):
+                nursery.start_soon(work, nursery)
+        if errors:
+            raise errors[0]
+
+    def _failed(self, status: int) -> None:
+        """Raise what a status byte, or its absence, stands for."""
+        if not status:
+            raise RemoteProtocolError("the device used a request without writing its status")
+        raise DeviceError(f"the device reports {status_of(status)}", status)
