@@ -32,7 +32,7 @@ programs() {
     [ ${#wanted[@]} = 0 ] || debian "${wanted[@]}" || true
     for row in "${PROGRAMS[@]}"; do
         command -v "${row%%:*}" >/dev/null && continue
-        say "${row%%:*} is missing (Debian package ${row##*:}); what needs it is skipped"
+        say "${row%%:*} is missing (Debian package ${row##*:}); what needs it cannot run"
         missing=1
     done
     return $missing
