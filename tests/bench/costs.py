@@ -13,17 +13,17 @@ import trio
 
 import vof
 from tests.bench.sides import MINE, Load, Server
-from vof.virtio.blk import REQUEST, VIRTIO_BLK_T_IN
+from vof.virtio.blk import REQUEST, SECTOR, VIRTIO_BLK_T_IN
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
 from vof.virtio.virtqueue import Virtqueue
 
 ASSOCIATIONS = 500
-SECTORS = 8
+SIZE = 4096
 BURST = 32
 TURNS = 300
 SETTLE_S = 0.002
 CALM_S = 3.0
-IDLE = Load("randread", 4096, 1)
+IDLE = Load("randread", SIZE, 1)
 
 
 class Cost(NamedTuple):
@@ -50,6 +50,11 @@ async def start(device: VirtioDevice) -> Virtqueue:
     [vq] = await device.find_vqs([VirtqueueInfo("requests")])
     await device.ready()
     return vq
+
+
+def read(offset: int) -> tuple[bytes, bytearray]:
+    """Return the buffers of a read of ``SIZE`` bytes, the status byte last."""
+    return REQUEST.pack(VIRTIO_BLK_T_IN, 0, offset // SECTOR), bytearray(SIZE + 1)
 
 
 def status(pid: int, key: str) -> int:
@@ -95,7 +100,7 @@ async def idle_wakeups(server: Server, seconds: float) -> list[Cost]:
     """Connect, do one request, and then nothing."""
     async with vof.connect(server.url) as device:
         vq = await start(device)
-        vq.add_sgs([REQUEST.pack(VIRTIO_BLK_T_IN, 0, 0), bytearray(512), bytearray(1)], 1, 2, "it")
+        vq.add_sgs(read(0), 1, 1, "it")
         vq.kick()
         await vq.wait_used()
         vq.get_buf()
@@ -117,10 +122,7 @@ async def operations(server: Server) -> list[Cost]:
     add, kick, get, kick_one = [], [], [], []
     async with vof.connect(server.url) as device:
         vq = await start(device)
-        chains = [
-            [REQUEST.pack(VIRTIO_BLK_T_IN, 0, i * SECTORS), bytearray(4096), bytearray(1)]
-            for i in range(min(BURST, vq.num_free))
-        ]
+        chains = [read(i * SIZE) for i in range(min(BURST, vq.num_free))]
 
         async def drain(count: int) -> int:
             """Take ``count`` used buffers, once all came; return the time in ``get_buf``."""
@@ -133,14 +135,14 @@ async def operations(server: Server) -> list[Cost]:
         for _ in range(TURNS):
             started = perf_counter_ns()
             for chain in chains:
-                vq.add_sgs(chain, 1, 2, chain)
+                vq.add_sgs(chain, 1, 1, chain)
             added = perf_counter_ns()
             vq.kick()
             kicked = perf_counter_ns()
             add.append((added - started) / len(chains))
             kick.append(kicked - added)
             get.append(await drain(len(chains)) / len(chains))
-            vq.add_sgs(chains[0], 1, 2, "one")
+            vq.add_sgs(chains[0], 1, 1, "one")
             started = perf_counter_ns()
             vq.kick()
             kick_one.append(perf_counter_ns() - started)
