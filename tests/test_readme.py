@@ -86,7 +86,7 @@ def test_target_and_client(tmp_path: Path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "hello, disk" in done.stdout
-        assert re.search(r"^[0-9a-f]{32}$", done.stdout, re.MULTILINE)
+        assert re.search(r"[0-9a-f]{32}$", done.stdout, re.MULTILINE)
     finally:
         target.terminate()
         code = target.wait(15)

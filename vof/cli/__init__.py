@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line: one module for each command, imported only when it is used.
+
+A module has ``configure(parser)`` and ``run(args) -> exit code``; what is slow to import is
+imported in ``run``. Exit codes: 0 done, 1 failed (said on stderr), 2 wrong usage or configuration.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from vof import __version__
+from vof.errors import ConfigError, InvalidArgument, VofError
+
+COMMANDS = {
+    "target": ("vof.cli.target", "serve local devices over the fabric"),
+    "info": ("vof.cli.info", "show what a remote device is"),
+    "blk": ("vof.cli.blk", "read, write, copy or zero a remote disk"),
+    "rng": ("vof.cli.rng", "read random bytes from a remote device"),
+    "bench": ("vof.cli.bench", "measure a remote device"),
+    "demo": ("vof.cli.demo", "run a target and a client once, and check every byte"),
+}
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only the chosen command's options are filled in."""
+    parser = argparse.ArgumentParser(prog="vof", description="Virtio over Fabrics.")
+    parser.add_argument("--version", action="version", version=f"vof {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen:
+            importlib.import_module(module).configure(command)
+    return parser
+
+
+def _explain(error: BaseException) -> int | None:
+    """Say what went wrong, where that is for the user; return the exit code."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, VofError | OSError):
+        unsure = " (a request in flight may have been executed)" * getattr(
+            error, "maybe_executed", False
+        )
+        print(f"vof: {error}{unsure}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | InvalidArgument) else 1
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if word in COMMANDS), None)
+    args = _parser(chosen).parse_args(words)
+    try:
+        code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        sys.stdout.flush()
+    except BaseException as error:
+        explained = _explain(error)
+        if explained is None:
+            raise
+        return explained
+    return code

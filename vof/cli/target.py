@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``vof target``: serve devices."""
+
+import argparse
+
+OPTIONS = ("blk", "mem", "rng")
+
+EPILOG = """DEVICE options take values by commas, by the keys of the configuration file:
+  --blk disk.img,ro,queues=4,tvqn=disk0   --mem 64M   --rng tvqn=rng0
+
+Each device is announced on stdout by its URL, one a line, once the target serves.
+SIGTERM and SIGINT drain: requests in flight end first; a second signal cuts them.
+
+exit codes:
+  0   ended as asked, nothing in flight was cut
+  2   wrong configuration or command line
+  3   a device cannot be opened
+  4   cannot listen
+  5   the drain deadline passed: requests in flight were cut
+  70  internal error"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    parser.epilog = EPILOG
+    parser.add_argument("--config", metavar="FILE", help="a TOML file; see --help-config")
+    parser.add_argument("--check", action="store_true", help="say what would be done, and end")
+    parser.add_argument("--help-config", action="store_true", help="explain the file, and end")
+    parser.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="where to listen (default vof+tcp://127.0.0.1:8549); may be repeated",
+    )
+    for name, form in zip(OPTIONS, ("PATH[,…]", "SIZE[,…]", "[…]"), strict=True):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar=form,
+            nargs="?",
+            const="",
+            help={
+                "blk": "a disk over a file or block device",
+                "mem": "a disk in memory",
+                "rng": "a source of random bytes",
+            }[name],
+        )
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of [limits], such as queue_bytes=16M or poll_us=0",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve, check, or explain."""
+    from vof.errors import ConfigError
+    from vof.target import config
+
+    if args.help_config:
+        print(config.describe())
+        return 0
+    devices = tuple(config.option(name, text) for name in OPTIONS for text in getattr(args, name))
+    if args.config:
+        if devices or args.listen or args.limit:
+            raise ConfigError("--config", "", "devices, --listen and --limit belong into the file")
+        settings = config.load(args.config)
+    else:
+        limits = dict(text.partition("=")[::2] for text in args.limit)
+        settings = config.build("command line", tuple(args.listen), devices, limits)
+    if args.check:
+        check(settings)
+        return 0
+    from vof.target import daemon
+
+    return daemon.run(settings)
+
+
+def check(settings: "object") -> None:
+    """Print what would be done."""
+    from vof.target.config import Config
+
+    assert isinstance(settings, Config)
+    for url in settings.listen:
+        print(f"listen on {url}")
+    for device in settings.devices:
+        values = ", ".join(f"{key}={value}" for key, value in device.values.items() if value != "")
+        print(f"serve {device.tvqn} ({device.type}: {values})")
+    for key, value in vars(settings.limits).items():
+        print(f"limit {key} = {value}")
+    print(f"limit poll_us = {settings.poll_us}")

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a target serves, as data: the TOML file and the command line, read by one table.
+
+``KEYS`` below is the whole vocabulary. It parses, checks, gives defaults, explains itself
+(``vof target --help-config``), and names what is wrong by file and dotted key.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vof.errors import ConfigError
+from vof.protocol.v5 import VQN_BYTES
+from vof.sizes import parse_size
+from vof.target.server import Limits
+from vof.transport import Url, parse_url
+
+DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError
+    return int(value)
+
+
+def _size(value: object) -> int:
+    return parse_size("", value) if isinstance(value, str) else _integer(value)
+
+
+def _seconds(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    return float(value)
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[
+        str(value)
+    ]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _name(value: object) -> str:
+    text = _text(value)
+    if len(text.encode()) >= VQN_BYTES:
+        raise ValueError
+    return text
+
+
+KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
+    "integer": (_integer, "an integer"),
+    "size": (_size, 'a number of bytes, such as 4096 or "64M"'),
+    "seconds": (_seconds, "a number of seconds"),
+    "switch": (_switch, "true or false"),
+    "text": (_text, "text"),
+    "path": (_text, "the path of a file"),
+    "name": (_name, f"a name of 1 to {VQN_BYTES - 1} bytes"),
+}
+"""How each kind of value is read, and how it is called in messages."""
+
+REQUIRED = object()
+
+
+class Key(NamedTuple):
+    """One key of the vocabulary.
+
+    Attributes:
+        kind: of ``KINDS``.
+        default: or REQUIRED.
+        help: one line.
+        least: smallest number.
+        most: largest number.
+    """
+
+    kind: str
+    default: object
+    help: str
+    least: float = 0
+    most: float = float("inf")
+
+    def read(self, path: str, name: str, value: object) -> Any:
+        """Return the value, or raise ConfigError."""
+        parse, expected = KINDS[self.kind]
+        try:
+            result = parse(value)
+        except (ValueError, KeyError, OverflowError):
+            raise ConfigError(path, name, f"expected {expected}, not {value!r}") from None
+        if isinstance(result, int | float) and not self.least <= result <= self.most:
+            bound = f"{self.least:g} to {self.most:g}" if self.most < 1e18 else f"{self.least:g} up"
+            raise ConfigError(path, name, f"expected {expected}, {bound}, not {value!r}")
+        return result
+
+
+_NUMBERS = {field.name: field.default for field in dataclasses.fields(Limits)}
+
+LIMITS: dict[str, Key] = {
+    "request_bytes": Key(
+        "size",
+        _NUMBERS["request_bytes"],
+        "readable, and writable, bytes of one request",
+        512,
+        1 << 30,
+    ),
+    "queue_bytes": Key(
+        "size",
+        _NUMBERS["queue_bytes"],
+        "bytes in flight on one queue; then it stops reading",
+        4096,
+        1 << 40,
+    ),
+    "associations": Key(
+        "integer", _NUMBERS["associations"], "device instances at a time", 1, 65535
+    ),
+    "connections": Key("integer", _NUMBERS["connections"], "connections at a time", 1, 1 << 20),
+    "connect_seconds": Key(
+        "seconds", _NUMBERS["connect_seconds"], "for a connection to say who it is", 0.01, 3600
+    ),
+    "drain_seconds": Key(
+        "seconds",
+        _NUMBERS["drain_seconds"],
+        "for requests in flight when the target stops",
+        0,
+        3600,
+    ),
+    "keepalive_seconds": Key(
+        "seconds",
+        _NUMBERS["keepalive_seconds"],
+        "between signs of life on an idle control queue; 0: none",
+        0,
+        86400,
+    ),
+    "poll_us": Key(
+        "integer", 100, "longest spin before a sleep, in microseconds; 0: none", 0, 10000
+    ),
+}
+
+_COMMON = {
+    "queue_size": Key("integer", 128, "largest size of each queue", 1, 32768),
+}
+_DISK = {
+    "tvqn": Key("name", "", "name of the device"),
+    "queues": Key("integer", 1, "number of queues", 1, 256),
+    **_COMMON,
+    "serial": Key("text", "", "what get-id answers, up to 20 bytes"),
+    "block_size": Key("size", 512, "block size that the device reports", 512, 65536),
+    "request_max": Key(
+        "size", 1 << 20, "largest segment that a driver should use (size_max)", 4096, 1 << 30
+    ),
+}
+
+DEVICES: dict[str, dict[str, Key]] = {
+    "blk": {
+        "path": Key("path", REQUIRED, "file or block device"),
+        "read_only": Key("switch", False, "refuse to write"),
+        **_DISK,
+    },
+    "mem": {"size": Key("size", REQUIRED, "bytes of the disk, in memory", 512, 1 << 44), **_DISK},
+    "rng": {
+        "tvqn": Key("name", "", "name of the device"),
+        **_COMMON,
+    },
+}
+"""The keys of each type of device; "blk" and "mem" are both block devices."""
+
+SHORT = {"ro": "read_only"}
+"""Switches of the command line."""
+
+
+class Device(NamedTuple):
+    """A device to serve.
+
+    Attributes:
+        type: of ``DEVICES``.
+        tvqn: its name.
+        values: of its other keys.
+        where: the file and key, or the option, that it comes from.
+    """
+
+    type: str
+    tvqn: str
+    values: Mapping[str, Any]
+    where: tuple[str, str]
+
+
+class Config(NamedTuple):
+    """All that a target needs to know."""
+
+    listen: tuple[Url, ...]
+    devices: tuple[Device, ...]
+    limits: Limits
+    poll_us: int
+
+
+def _table(
+    path: str, prefix: str, keys: Mapping[str, Key], given: Mapping[str, object]
+) -> dict[str, Any]:
+    """Read one table by its vocabulary."""
+    for name in given:
+        if name not in keys:
+            near = difflib.get_close_matches(name, keys, 3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(keys)}"
+            raise ConfigError(path, prefix + name, f"unknown key; {hint}")
+    values = {}
+    for name, key in keys.items():
+        if name in given:
+            values[name] = key.read(path, prefix + name, given[name])
+        elif key.default is REQUIRED:
+            raise ConfigError(path, prefix + name, f"missing; expected {KINDS[key.kind][1]}")
+        else:
+            values[name] = key.default
+    return values
+
+
+def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> Device:
+    """Read one device. Raises ConfigError."""
+    if kind not in DEVICES:
+        raise ConfigError(path, prefix + "type", f"expected {' or '.join(DEVICES)}, not {kind!r}")
+    values = _table(path, prefix, DEVICES[kind], given)
+    if len(values.get("serial", "").encode()) > 20:
+        raise ConfigError(path, prefix + "serial", "at most 20 bytes")
+    tvqn = values.pop("tvqn")
+    if not tvqn:
+        tvqn = f"blk/{Path(values['path']).stem}" if kind == "blk" else kind
+    return Device(kind, tvqn, values, (path, prefix.rstrip(".")))
+
+
+def option(name: str, text: str) -> Device:
+    """Read a device from a command line option: the first value, then ``key=value`` by commas.
+
+    Raises:
+        ConfigError: it names the option and the key.
+    """
+    first = next((key for key, row in DEVICES[name].items() if row.default is REQUIRED), None)
+    given: dict[str, object] = {}
+    for number, part in enumerate(filter(None, text.split(","))):
+        key, equals, value = part.partition("=")
+        if equals:
+            given[key] = value
+        elif number == 0 and first:
+            given[first] = part
+        else:
+            given[SHORT.get(part, part)] = True
+    return device(f"--{name}", "", name, given)
+
+
+def build(
+    path: str,
+    listen: tuple[str, ...],
+    devices: tuple[Device, ...],
+    limits: Mapping[str, object],
+) -> Config:
+    """Put a configuration together and check what concerns all of it. Raises ConfigError."""
+    if not devices:
+        raise ConfigError(path, "device", "nothing to serve: name at least one device")
+    seen: dict[str, Device] = {}
+    for one in devices:
+        if one.tvqn in seen:
+            raise ConfigError(*one.where, f"tvqn {one.tvqn!r} is taken: give each its own")
+        seen[one.tvqn] = one
+    values = _table(path, "limits.", LIMITS, limits)
+    poll_us = values.pop("poll_us")
+    if values["queue_bytes"] < values["request_bytes"]:
+        raise ConfigError(path, "limits.queue_bytes", "less than limits.request_bytes")
+    urls = []
+    for text in listen or (DEFAULT_LISTEN,):
+        url = parse_url(text)
+        if url.tvqn:
+            raise ConfigError(path, "listen", f"{text}: a listener serves all devices; no name")
+        urls.append(url)
+    return Config(tuple(urls), devices, Limits(**values), poll_us)
+
+
+def load(path: str) -> Config:
+    """Read a TOML file. Raises ConfigError."""
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(path, "", str(error)) from None
+    for name in data:
+        if name not in ("listen", "limits", "device"):
+            near = difflib.get_close_matches(name, ("listen", "limits", "device"), 1)
+            hint = f"did you mean {near[0]}?" if near else "known: listen, limits, device"
+            raise ConfigError(path, name, f"unknown key; {hint}")
+    listen = data.get("listen", [])
+    if not isinstance(listen, list) or not all(isinstance(text, str) for text in listen):
+        raise ConfigError(path, "listen", f'expected a list of URLs, such as ["{DEFAULT_LISTEN}"]')
+    limits = data.get("limits", {})
+    rows = data.get("device", [])
+    if not isinstance(limits, dict):
+        raise ConfigError(path, "limits", "expected a table: [limits]")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(path, "device", "expected tables: [[device]]")
+    devices = []
+    for number, row in enumerate(rows):
+        given = dict(row)
+        kind = given.pop("type", None)
+        devices.append(device(path, f"device[{number}].", str(kind), given))
+    return build(path, tuple(listen), tuple(devices), limits)
+
+
+def describe() -> str:
+    """Return the documentation of the file."""
+    lines = ["# All keys of a target's configuration file, with their defaults.", ""]
+    lines += [f'listen = ["{DEFAULT_LISTEN}"]  # where to listen; loopback unless you say more', ""]
+
+    def rows(keys: Mapping[str, Key]) -> None:
+        for name, key in keys.items():
+            if key.default is REQUIRED:
+                value = "..."
+            elif isinstance(key.default, bool):
+                value = str(key.default).lower()
+            else:
+                value = repr(key.default).replace("'", '"')
+            lines.append(f"{name} = {value}  # {key.help}; {KINDS[key.kind][1]}")
+
+    lines.append("[limits]")
+    rows(LIMITS)
+    for kind, keys in DEVICES.items():
+        lines += ["", "[[device]]", f'type = "{kind}"']
+        rows(keys)
+    return "\n".join(lines)

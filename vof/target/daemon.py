@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The daemon's life: open, listen, announce, serve, drain. Signals and exit codes live here.
+
+Everything that can be wrong is found before the first line is announced, and said on stderr.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import NamedTuple
+
+import trio
+
+from vof.errors import ConfigError
+from vof.target.config import Config
+from vof.target.devices import watch
+from vof.target.exports import Opened, close_all, open_all
+from vof.target.server import Server
+from vof.transport import Listener, listen, polling
+
+log = logging.getLogger("vof.target")
+
+EXIT_OK = 0
+EXIT_CONFIG = 2
+EXIT_DEVICE = 3
+EXIT_LISTEN = 4
+EXIT_DRAIN = 5
+EXIT_INTERNAL = 70
+
+EXIT_CODES = {
+    EXIT_OK: "ended as asked, nothing in flight was cut",
+    EXIT_CONFIG: "wrong configuration or command line",
+    EXIT_DEVICE: "a device cannot be opened",
+    EXIT_LISTEN: "cannot listen",
+    EXIT_DRAIN: "the drain deadline passed: requests in flight were cut",
+    EXIT_INTERNAL: "internal error",
+}
+
+
+class _Failed(NamedTuple):
+    """Why it did not start."""
+
+    code: int
+    message: str
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one (sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(state.encode(), address)
+    except OSError as error:
+        log.warning("cannot notify the service manager: %s", error)
+
+
+def announce(opened: list[Opened], listeners: list[Listener]) -> None:
+    """Print the full URL of each device on each listener."""
+    for one in opened:
+        for listener in listeners:
+            print(listener.url.with_tvqn(one.export.tvqn), flush=True)  # noqa: T201
+    notify("READY=1")
+
+
+async def _listen(config: Config) -> list[Listener] | _Failed:
+    """Open all listeners, or none."""
+    listeners: list[Listener] = []
+    for url in config.listen:
+        try:
+            listeners += await listen(url)
+        except OSError as error:
+            for listener in listeners:
+                listener.close()
+            return _Failed(EXIT_LISTEN, f"cannot listen on {url}: {error}")
+    return listeners
+
+
+async def _serve(config: Config, opened: list[Opened]) -> int:
+    """Serve until a signal, then drain."""
+    polling.configure(config.poll_us)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        listeners = await _listen(config)
+        if isinstance(listeners, _Failed):
+            log.error("%s", listeners.message)
+            return listeners.code
+        server = Server({one.export.tvqn: one.export for one in opened}, config.limits)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, listeners)
+            for one in opened:
+                if one.backing is not None:
+                    nursery.start_soon(watch, one.backing)
+            announce(opened, listeners)
+            number = await anext(signals)
+            log.info("%s: draining", signal.Signals(number).name)
+            notify("STOPPING=1")
+            in_time = await _drain(server, config.limits.drain_seconds, signals)
+            nursery.cancel_scope.cancel()
+    return EXIT_OK if in_time else EXIT_DRAIN
+
+
+async def _drain(server: Server, seconds: float, signals: "object") -> bool:
+    """Drain; a second signal ends it at once. Return whether it ended in time."""
+    done = False
+    async with trio.open_nursery() as nursery:
+
+        async def hurry() -> None:
+            await anext(signals)  # type: ignore[call-overload]
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(hurry)
+        done = await server.drain(seconds)
+        nursery.cancel_scope.cancel()
+    return done
+
+
+def run(config: Config) -> int:
+    """Run a target until SIGTERM or SIGINT; return the exit code."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s", force=True
+    )
+    try:
+        opened = open_all(config.devices)
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_DEVICE
+    try:
+        return trio.run(_serve, config, opened)
+    except BaseException:
+        log.exception("internal error")
+        return EXIT_INTERNAL
+    finally:
+        close_all(opened)
