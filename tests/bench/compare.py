@@ -275,7 +275,17 @@ def main() -> None:
         say(head(facts, options.rounds, options.seconds))
         say(
             LINE.format(
-                "row", "vof", "CPU", "peer", "CPU", "ratio", "(min-max)", "floor", "aim", "", "what"
+                "row",
+                "vof",
+                "CPU",
+                "peer",
+                "CPU",
+                "ratio",
+                "(min-max)",
+                "floor",
+                "aim",
+                "meets",
+                "what",
             )
         )
         results = []

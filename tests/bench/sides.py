@@ -39,8 +39,18 @@ class Load(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What was measured: per second, and processor time per request of both processes together."""
+    """What was measured.
 
+    Attributes:
+        total: requests.
+        requests: of them, a second.
+        bytes: payload a second.
+        cpu_us: processor time per request, of server and load together.
+        p50_us: half of the requests took at most this.
+        p99_us: all but a hundredth of them.
+    """
+
+    total: int
     requests: float
     bytes: float
     cpu_us: float
@@ -72,9 +82,12 @@ def placed(command: list[str], pinned: bool) -> list[str]:
 
 
 @contextmanager
-def running(command: list[str], **options: object) -> Iterator[subprocess.Popen[str]]:
-    """Run a program for the time of a block."""
-    process = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, **options)
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a server for the time of a block; what it says on stderr is in ``log``."""
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        )
     try:
         yield process
     finally:
@@ -84,6 +97,7 @@ def running(command: list[str], **options: object) -> Iterator[subprocess.Popen[
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()
 
 
 def output(command: list[str], seconds: float) -> str:
@@ -106,14 +120,14 @@ class Nbdkit:
         """Serve ``image`` for the time of a block."""
         with socket.create_server((ADDRESS, 0)) as free:
             port = free.getsockname()[1]
-        ready = image.with_name(f"nbdkit-{port}.pid")
+        log, ready = image.with_suffix(".log"), image.with_name(f"nbdkit-{port}.pid")
         command = ["nbdkit", "--foreground", "--exit-with-parent", "--newstyle"]
         command += ["-i", ADDRESS, "-p", str(port), "--pidfile", str(ready), "file", str(image)]
-        with running(placed(command, load.pinned)) as process:
+        with running(placed(command, load.pinned), log) as process:
             deadline = time.monotonic() + START_S
             while not ready.exists():
                 if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit("nbdkit does not start")
+                    raise SystemExit(f"nbdkit does not start\n{log.read_text()}")
                 time.sleep(0.01)
             yield Server(process.pid, f"nbd://{ADDRESS}:{port}/")
 
@@ -153,6 +167,7 @@ def fio_figure(text: str, load: Load) -> Figure:
     busy_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
     times = way["clat_ns"]["percentile"]
     return Figure(
+        way["total_ios"],
         way["iops"],
         way["bw_bytes"],
         busy_us / way["total_ios"],
@@ -169,15 +184,16 @@ class Vof:
     @contextmanager
     def serve(self, image: Path, load: Load) -> Iterator[Server]:
         """Serve ``image`` for the time of a block."""
+        log = image.with_suffix(".log")
         command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0"]
         command += ["--blk", f"{image},queues={load.connections}"]
-        with running(placed(command, load.pinned), stdout=subprocess.PIPE) as process:
+        with running(placed(command, load.pinned), log) as process:
             for line in process.stdout:
                 url = next((word for word in line.split() if word.startswith("vof+tcp://")), None)
                 if url:
                     break
             else:
-                raise SystemExit("vof target does not start")
+                raise SystemExit(f"vof target does not start\n{log.read_text()}")
             yield Server(process.pid, url)
 
     def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
@@ -193,6 +209,7 @@ def vof_figure(text: str) -> Figure:
     found = json.loads(text)
     times = found["latency_us"]
     return Figure(
+        found["requests"],
         found["iops"],
         found["bytes_per_second"],
         found["cpu_us_per_request"],
@@ -214,4 +231,4 @@ def measure(side: Side, load: Load, image: Path, seconds: float) -> Figure:
     if load.mix == "write":
         with image.open("rb") as file:
             os.fsync(file.fileno())  # so that no later figure pays for it
-    return figure._replace(cpu_us=figure.cpu_us + used * 1e6 / (figure.requests * seconds))
+    return figure._replace(cpu_us=figure.cpu_us + used * 1e6 / figure.total)

@@ -20,7 +20,7 @@ from tests.bench.sides import (
 )
 
 READ = Load("randread", 4096, 4)
-FIGURE = Figure(requests=1000, bytes=4096000, cpu_us=5, p50_us=20, p99_us=40)
+FIGURE = Figure(total=2000, requests=1000, bytes=4096000, cpu_us=5, p50_us=20, p99_us=40)
 
 
 def row(name: str) -> Row:
@@ -38,7 +38,9 @@ def test_fio_is_read():
     }
     job = {"error": 0, "usr_cpu": 10.0, "sys_cpu": 30.0, "job_runtime": 2000, "write": busy}
     text = "fio: connected to NBD server\n" + json.dumps({"jobs": [{**job, "read": idle}]})
-    assert fio_figure(text, READ._replace(mix="write")) == Figure(500.0, 2048000, 800.0, 7.0, 9.0)
+    assert fio_figure(text, READ._replace(mix="write")) == Figure(
+        1000, 500.0, 2048000, 800.0, 7.0, 9.0
+    )
     with pytest.raises(SystemExit, match="error 5"):
         fio_figure(json.dumps({"jobs": [{**job, "read": idle, "error": 5}]}), READ)
 
@@ -47,12 +49,13 @@ def test_vof_is_read():
     found = {
         "schema": 1,
         "command": "bench",
+        "requests": 30,
         "iops": 10.0,
         "bytes_per_second": 40960.0,
         "cpu_us_per_request": 3.5,
         "latency_us": {"p50": 1.5, "p99": 2.5},
     }
-    assert vof_figure(json.dumps(found)) == Figure(10.0, 40960.0, 3.5, 1.5, 2.5)
+    assert vof_figure(json.dumps(found)) == Figure(30, 10.0, 40960.0, 3.5, 1.5, 2.5)
 
 
 @pytest.mark.parametrize(
