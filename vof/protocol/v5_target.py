@@ -61,7 +61,7 @@ class TargetStream:
         self.paused = False
         self._request_bytes = request_bytes
         self._queue_bytes = queue_bytes
-        self._queue_size = 0
+        self._queue_size = -1  # not bound yet
         self._held = 0
         self._pool: Pool = HEAP
         self._slab = memoryview(b"")
@@ -73,7 +73,12 @@ class TargetStream:
         self.inbox.run(self._commands())
 
     def bind(self, queue_size: int, pool: Pool) -> None:
-        """Become a virtqueue's stream: from here on VQ commands are requests."""
+        """Become a queue's stream.
+
+        Args:
+            queue_size: requests that may be in flight; 0 for a control queue, which has none.
+            pool: where payload goes.
+        """
         self._queue_size = queue_size
         self._pool = pool
 
@@ -128,7 +133,7 @@ class TargetStream:
                 yield 16
                 continue
             opcode, command_id, out_length, in_length = unpack(inbox.view, pos)
-            if opcode == v5.VQ:
+            if opcode == vq and self._queue_size >= 0:
                 yield from self._request(command_id, out_length, in_length)
             else:
                 yield from self._message(opcode, command_id)

@@ -50,10 +50,10 @@ class FabricDeviceQueue:
     async def receive(self) -> Sequence[Chain]:
         """Wait for chains. When the connection is over, ends the serving task instead."""
         stream, connection = self._stream, self._connection
-        if stream.unsent:
-            connection.flush()
         try:
             while not stream.chains:
+                if stream.unsent:
+                    connection.flush()
                 if (
                     connection.error is not None
                     or self._quiet
@@ -101,6 +101,7 @@ class FabricDeviceQueue:
     async def _exception(self) -> None:
         """Do one step that is not just waiting for the next request."""
         stream, connection = self._stream, self._connection
+        connection.flush()
         if connection.error is not None:
             await self._end()
         elif self._quiet:

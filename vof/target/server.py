@@ -15,6 +15,7 @@ from typing import NamedTuple
 import trio
 
 from vof.errors import RemoteProtocolError, VofError
+from vof.memory import HEAP
 from vof.protocol import v5
 from vof.protocol.session import Event, Session
 from vof.protocol.v5_target import Message, TargetStream
@@ -202,6 +203,7 @@ class Server:
         ident = fields["device_instance_id"]
         if ident == v5.NEW_INSTANCE:
             association = self._create(*names, fields["queue_size"], connection)
+            stream.bind(0, HEAP)
             return partial(self._control, association, stream, session), association.ident
         found = self.associations.get(ident)
         if found is None or found.peer != connection.peer:
