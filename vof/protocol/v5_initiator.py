@@ -178,11 +178,11 @@ class InitiatorStream:
     def _payload(self, command_id: int, segments: list[memoryview], length: int) -> Program:
         """Take header and payload of a completion into the segments, large payload directly."""
         inbox = self.inbox
+        self._filling = (command_id, segments)  # abandon() may come while this waits
         if length <= INLINE_BYTES:
             while inbox.end - inbox.pos < 16 + length:
                 yield 16 + length
         inbox.pos += 16
-        self._filling = (command_id, segments)
         for number in range(len(segments)):
             part = segments[number][:length]
             length -= len(part)
