@@ -86,8 +86,12 @@ class FabricDevice(VirtioDevice):
             self._connection, stream, self._timeout, self._keepalive, self._notice, self._lost
         )
         self._nursery.start_soon(self._control.run, self._nursery)
-        self.device_id = (await self._command(v5.GET_DEVICE_ID))["device_id"]
-        self.vendor_id = (await self._command(v5.GET_VENDOR_ID))["vendor_id"]
+        try:
+            self.device_id = (await self._command(v5.GET_DEVICE_ID))["device_id"]
+            self.vendor_id = (await self._command(v5.GET_VENDOR_ID))["vendor_id"]
+        except BaseException:
+            self._connection.close()
+            raise
 
     async def _link(self, size: int, control: bool, **fields: int) -> tuple[Link, dict[str, int]]:
         """Open a connection and CONNECT it."""

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Peers that break every rule, beside one that must not notice."""
+
+import random
+import socket
+import struct
+
+import pytest
+import trio
+
+import vof
+from tests.models import Echo
+from tests.wire import Peer, command, connect_control, request, serving
+from vof.initiator.requests import RequestQueue
+from vof.protocol import v5
+from vof.virtio.device import VirtqueueInfo
+
+
+async def hangs_up(target, script: bytes) -> None:
+    peer = await target.peer()
+    await peer.send(script)
+    await peer.stream.aclose()
+
+
+async def resets(target, script: bytes) -> None:
+    peer = await target.peer()
+    await peer.send(script)
+    peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await peer.stream.aclose()
+
+
+async def half_closes(target, script: bytes) -> None:
+    peer = await target.peer()
+    await peer.send(script)
+    await peer.stream.send_eof()
+    await peer.take(1 << 20)
+
+
+async def stays_silent(target, script: bytes) -> None:
+    peer = await target.peer()
+    await peer.send(script)
+
+
+async def drips(target, script: bytes) -> None:
+    peer = await target.peer()
+    for number in range(min(len(script), 64)):
+        await peer.send(script[number : number + 1])
+        await trio.lowlevel.checkpoint()
+
+
+MANNERS = [hangs_up, resets, half_closes, stays_silent, drips]
+noise = random.Random(1).randbytes
+
+SCRIPTS = {
+    "nothing": b"",
+    "noise": noise(5000),
+    "zeroes": bytes(5000),
+    "ones": b"\xff" * 5000,
+    "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "half a command": command(v5.CONNECT)[:9],
+    "huge body": command(v5.CONNECT, device_instance_id=0xFFFF, length=0xFFFFFFFF),
+    "odd body": command(v5.CONNECT, device_instance_id=0xFFFF, length=17) + bytes(17),
+    "connect twice": connect_control() * 2,
+    "connect, then noise": connect_control() + noise(5000),
+    "stolen virtqueue": b"".join(
+        command(v5.CONNECT, device_instance_id=number, vq_index=0) for number in range(0, 65535, 97)
+    ),
+    "huge request on control": connect_control()
+    + command(v5.VQ, out_length=0xFFFFFFFF, in_length=0xFFFFFFFF),
+    "many commands, no reading": connect_control() + command(v5.GET_STATUS) * 20000,
+    "resets": connect_control() + command(v5.RESET_DEVICE) * 100,
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+async def test_innocent_beside_hostile(script: bytes):
+    async with serving(Echo) as target:
+        async with vof.connect(str(target.url)) as device:
+            await device.initialize(0)
+            (vq,) = await device.find_vqs([VirtqueueInfo("q")])
+            await device.ready()
+            requests = RequestQueue(vq)
+            rounds = 0
+            done = trio.Event()
+
+            async def innocent() -> None:
+                nonlocal rounds
+                while not done.is_set() or rounds < 10:
+                    data = rounds.to_bytes(8, "little") * 64
+                    answer = bytearray(len(data))
+                    assert await requests.request([data, answer], 1, 1) == len(data)
+                    assert answer == data
+                    rounds += 1
+                    await trio.lowlevel.checkpoint()
+
+            with trio.fail_after(20):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(innocent)
+                    async with trio.open_nursery() as bad:
+                        for manner in MANNERS:
+                            bad.start_soon(tolerant, manner, target, script)
+                    done.set()
+        for peer in target.peers:
+            peer.stream.socket.close()
+        await target.gone()
+        with trio.fail_after(5):
+            while target.server._connections:
+                await trio.lowlevel.checkpoint()
+
+
+async def tolerant(manner, target, script: bytes) -> None:
+    """A hostile peer may find its connection gone, or wait in vain."""
+    with trio.move_on_after(1):
+        try:
+            await manner(target, script)
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError):
+            pass
+
+
+async def test_a_peer_that_does_not_read_is_not_read_from():
+    """Memory stays bounded, and everything arrives once it reads again."""
+    async with serving(lambda: Echo(queue_sizes=(64,))) as target:
+        control, vq = await target.peer(), await target.peer()
+        instance = await control.control()
+        await control.start()
+        assert await vq.join(instance) == 0
+        vq.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stream = next(
+            served.queue._stream
+            for association in target.server.associations.values()
+            for served in association.queues.values()
+        )
+        sent = 0
+        with trio.move_on_after(0.5):
+            while True:
+                await vq.send(request(sent % 60000, b"x", 100_000))
+                sent += 1
+        assert sent > 64
+        assert stream._held + stream.outbox.pending() <= (64 << 20) + (64 << 17)
+        assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
+
+
+async def test_slow_writer_is_served():
+    async with serving(Echo) as target:
+        control, vq = await target.peer(), await target.peer()
+        instance = await control.control()
+        await control.start()
+        assert await vq.join(instance) == 0
+        data = request(1, bytes(range(256)) * 80, 20480)
+        for start in range(0, len(data), 500):
+            await vq.send(data[start : start + 500])
+            await trio.lowlevel.checkpoint()
+        assert await vq.used() == (1, 20480, bytes(range(256)) * 80)
+
+
+async def test_garbage_on_a_virtqueue_ends_it_alone():
+    async with serving(Echo) as target:
+        control = await target.peer()
+        instance = await control.control()
+        await control.start()
+        for seed in range(20):
+            vq: Peer = await target.peer()
+            with trio.fail_after(5):
+                while await vq.join(instance) == v5.EQUEUEBUSY:
+                    pass
+            await vq.send(random.Random(seed).randbytes(3000))
+            await vq.stream.aclose()
+        assert (await control.ask(v5.GET_STATUS))["status"] == 0
