@@ -137,13 +137,11 @@ class InitiatorStream:
                 pos = stop
             inbox.pos = pos
             entry = data = ctx = writable = None  # a program that waits holds no memory
+            del view
             if end - pos < 16:
-                del view
                 yield 16
                 continue
-            header = view[pos : pos + 16]
-            del view
-            yield from self._completion(header)
+            yield from self._completion(inbox.view[pos : pos + 16])
 
     def _completion(self, header: memoryview) -> Program:
         """Take one completion, at the front of the inbox, the slow way."""
@@ -224,9 +222,6 @@ class InitiatorStream:
 def _scatter(segments: Sequence[memoryview], data: memoryview) -> None:
     """Copy ``data`` to the front of ``segments``."""
     for segment in segments:
-        size = len(segment)
-        if size >= len(data):
-            segment[: len(data)] = data
-            return
-        segment[:] = data[:size]
-        data = data[size:]
+        part = data[: len(segment)]
+        segment[: len(part)] = part
+        data = data[len(part) :]
