@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Dialect v5 against the golden vectors, which were not made by this encoder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vof.errors import CommandError
+from vof.memory import HEAP
+from vof.protocol import v5
+from vof.protocol.v5_initiator import InitiatorStream
+from vof.protocol.v5_target import TargetStream
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "v5"
+FILES = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}
+SINGLE = [vector for file in FILES.values() for vector in file.get("vectors", ())]
+EXCHANGES = [exchange for file in FILES.values() for exchange in file.get("exchanges", ())]
+EVERY = SINGLE + [step for exchange in EXCHANGES for step in exchange["steps"]]
+MOST = 1 << 20
+
+each_vector = pytest.mark.parametrize(
+    "vector", EVERY, ids=lambda vector: f"{vector['layout']}: {vector['meaning'][:40]}"
+)
+each_exchange = pytest.mark.parametrize("exchange", EXCHANGES, ids=lambda e: e["name"])
+
+
+def unroll(text: str) -> bytes:
+    """Return the bytes of a text as tests/vectors/README.md describes it."""
+    data = b""
+    for piece in text.split():
+        byte, _, times = piece.partition("*")
+        data += bytes.fromhex(byte) * int(times or 1)
+    return data
+
+
+def whole(step: dict) -> bytes:
+    """Return a message with what follows it."""
+    return unroll(step["hex"]) + unroll(step.get("payload", ""))
+
+
+def values_of(vector: dict) -> dict[str, int | bytes]:
+    return {k: v.encode() if isinstance(v, str) else v for k, v in vector["fields"].items()}
+
+
+# -- vectors ------------------------------------------------------------------------------------
+
+
+@each_vector
+def test_a_vector_encodes(vector):
+    layout = v5.LAYOUTS[vector["layout"]]
+    assert layout.encode(values_of(vector)) == unroll(vector["hex"])
+
+
+@each_vector
+def test_a_vector_decodes(vector):
+    layout = v5.LAYOUTS[vector["layout"]]
+    data = unroll(vector["hex"])
+    assert len(data) == layout.codec.size
+    widths = {field.name: field.width for field in layout.fields()}
+    expected = {
+        name: value.ljust(widths[name], b"\0") if isinstance(value, bytes) else value
+        for name, value in values_of(vector).items()
+    }
+    assert layout.decode(data) == expected
+
+
+@each_vector
+def test_what_follows_is_as_long_as_the_message_says(vector):
+    layout, fields = vector["layout"], vector["fields"]
+    length = 0
+    if layout == "CONNECT command":
+        length = fields["length"]
+    elif layout == "VQ command":
+        length = fields["out_length"]
+    elif layout == "VQ completion" and not fields["status"]:
+        length = fields["in_length"]
+    assert len(unroll(vector.get("payload", ""))) == length
+
+
+def test_every_layout_has_a_vector_and_every_field_one_where_it_is_not_0():
+    assert {vector["layout"] for vector in SINGLE} == set(v5.LAYOUTS)
+    zero = {
+        (name, field)
+        for name, layout in v5.LAYOUTS.items()
+        for field in layout.names
+        if not any(v["fields"][field] for v in SINGLE if v["layout"] == name)
+    }
+    # CONNECT is opcode 0; statuses.json has the plain completion with every status
+    with_status = {name for name in v5.LAYOUTS if name.endswith((" completion", "event"))}
+    assert zero == {("CONNECT command", "opcode"), *((name, "status") for name in with_status)}
+
+
+def test_every_status_has_a_vector_that_names_it():
+    found = {
+        v["fields"]["status"]: v["meaning"].split(":")[0] for v in FILES["statuses"]["vectors"]
+    }
+    assert found == {code: name for code, (name, _) in v5.STATUS.items()}
+
+
+def test_vectors_are_told_apart():
+    assert all(file["dialect"] == "v5" for file in FILES.values())
+    assert all(vector["meaning"].endswith(".") for vector in EVERY)
+    for vector in EVERY:
+        opcode = vector["fields"].get("opcode")
+        if opcode is not None:
+            assert vector["layout"] == f"{v5.COMMANDS[opcode].name} command"
+
+
+# -- exchanges, through both streams -------------------------------------------------------------
+
+
+def feed(inbox, data: bytes) -> None:
+    """Let an inbox receive ``data``, all of it."""
+    while data:
+        space = inbox.target or inbox.space()
+        count = min(len(space), len(data))
+        space[:count] = data[:count]
+        data = data[count:]
+        inbox.received(count)
+
+
+@each_exchange
+def test_the_target_reads_what_the_initiator_says(exchange):
+    stream = TargetStream(MOST, 4 * MOST)
+    expected, requests = [], []
+    for step in exchange["steps"]:
+        if step["from"] == "target":
+            continue
+        feed(stream.inbox, whole(step))
+        fields = step["fields"]
+        if step["layout"] == "VQ command":
+            if fields["in_length"] <= MOST:
+                requests.append((unroll(step["payload"]), fields["in_length"]))
+            continue
+        expected.append((fields["opcode"], fields["command_id"], fields))
+        stream.inbox.advance()
+        if fields["opcode"] == v5.CONNECT and fields["device_instance_id"] != v5.NEW_INSTANCE:
+            stream.bind(fields["queue_size"], HEAP)
+    assert [message[:3] for message in stream.messages] == expected
+    assert [
+        (b"".join(chain.readable), sum(map(len, chain.writable))) for chain in stream.chains
+    ] == requests
+
+
+@each_exchange
+def test_the_target_says_what_stands_there(exchange):
+    stream = TargetStream(MOST, 4 * MOST)
+    stream.bind(8, HEAP)
+    chains, expected = {}, b""
+    for step in exchange["steps"]:
+        fields, ident = step["fields"], step["fields"]["command_id"]
+        if step["from"] == "initiator":
+            if step["layout"] == "VQ command":
+                feed(stream.inbox, whole(step))
+                chains.update((chain.token[0], chain) for chain in stream.chains)
+                stream.chains.clear()
+            continue
+        expected += whole(step)
+        if step["layout"] != "VQ completion":
+            rest = {k: v for k, v in fields.items() if k not in ("status", "command_id")}
+            stream.answer(step["layout"], ident, fields["status"], **rest)
+        elif not fields["status"]:
+            chain, payload = chains.pop(ident), unroll(step["payload"])
+            for segment in chain.writable:
+                segment[: len(payload)] = payload
+            stream.push(chain, fields["length"], fields["in_length"])
+    assert b"".join(stream.seal()) == expected
+    assert not stream.inflight
+
+
+@each_exchange
+def test_the_initiator_says_and_reads_what_stands_there(exchange):
+    stream = InitiatorStream(8, control=exchange["name"] == "control queue")
+    spaces: dict[int, bytearray] = {}
+    for step in exchange["steps"]:
+        fields, ident = step["fields"], step["fields"]["command_id"]
+        payload = unroll(step.get("payload", ""))
+        if step["from"] == "initiator":
+            if step["layout"] == "VQ command":
+                spaces[ident] = bytearray(fields["in_length"])
+                stream.add([payload, spaces[ident]], 1, ident, None)
+            else:
+                rest = {k: v for k, v in fields.items() if k not in ("opcode", "command_id")}
+                stream.command(fields["opcode"], rest, payload, ident)
+            assert b"".join(stream.seal()) == whole(step), step["meaning"]
+            stream.outbox.pieces.clear()
+        elif step["layout"] == "VQ completion" and fields["status"]:
+            with pytest.raises(CommandError, match="EINVQBUF"):
+                feed(stream.inbox, whole(step))
+        elif step["layout"] == "VQ completion":
+            feed(stream.inbox, whole(step))
+            assert stream.used.popleft() == (ident, fields["length"], None)
+            assert spaces.pop(ident)[: len(payload)] == payload
+        elif step["layout"].endswith("event"):
+            feed(stream.inbox, whole(step))
+            got, values = stream.notices.popleft()
+            assert got == ident
+            assert values["generation"] == fields.get("generation", 0)
+        else:
+            feed(stream.inbox, whole(step))
+            answer = stream.answers.popleft()
+            assert (answer.data, answer.status) == (ident, fields["status"])
+            assert answer.fields == fields
+    assert not [*stream.answers, *stream.used, *stream.notices]
+
+
+# -- the tables ----------------------------------------------------------------------------------
+
+
+def test_a_status_is_told_with_its_meaning():
+    assert v5.status_text(v5.EQUEUEBUSY) == "EQUEUEBUSY (the queue is connected already)"
+    assert v5.status_text(0x7777) == "0x7777 (unknown status code)"
+
+
+def test_the_numbers_are_the_names():
+    codes = {name: value for value, (name, _) in v5.STATUS.items()}
+    assert codes == {name: getattr(v5, name) for name in codes}
+    for opcode, row in v5.COMMANDS.items():
+        assert getattr(v5, row.name) == opcode == row.opcode
+        assert row.command is v5.LAYOUTS[f"{row.name} command"]
+        assert row.completion is v5.LAYOUTS[f"{row.name} completion"]
+        assert row.command.names[:2] == ("opcode", "command_id")
+        assert row.completion.names[:2] == ("status", "command_id")
+        assert set(row.queues) <= {"c", "v"}
