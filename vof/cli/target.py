@@ -2,6 +2,10 @@
 """``vof target``: serve devices."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vof.target.config import Config
 
 OPTIONS = ("blk", "mem", "rng")
 
@@ -72,19 +76,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         limits = dict(text.partition("=")[::2] for text in args.limit)
         settings = config.build("command line", tuple(args.listen), devices, limits)
-    if args.check:
-        check(settings)
-        return 0
     from vof.target import daemon
 
+    if args.check:
+        show(settings)
+        return daemon.check(settings)
     return daemon.run(settings)
 
 
-def check(settings: "object") -> None:
+def show(settings: "Config") -> None:
     """Print what would be done."""
-    from vof.target.config import Config
-
-    assert isinstance(settings, Config)
     for url in settings.listen:
         print(f"listen on {url}")
     for device in settings.devices:

@@ -7,6 +7,7 @@
 
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from vof.protocol.v5 import VQN_BYTES
 from vof.sizes import parse_size
 from vof.target.server import Limits
 from vof.transport import Url, parse_url
+from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
 
 DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
 
@@ -58,6 +60,20 @@ def _name(value: object) -> str:
     return text
 
 
+def _serial(value: object) -> str:
+    text = _text(value)
+    if len(text.encode()) > VIRTIO_BLK_ID_BYTES:
+        raise ValueError
+    return text
+
+
+def _block(value: object) -> int:
+    size = _size(value)
+    if size < SECTOR or size & (size - 1):
+        raise ValueError
+    return size
+
+
 KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "integer": (_integer, "an integer"),
     "size": (_size, 'a number of bytes, such as 4096 or "64M"'),
@@ -65,11 +81,15 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "switch": (_switch, "true or false"),
     "text": (_text, "text"),
     "path": (_text, "the path of a file"),
+    "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
+    "block": (_block, f"a power of two, from {SECTOR} on"),
     "name": (_name, f"a name of 1 to {VQN_BYTES - 1} bytes"),
 }
 """How each kind of value is read, and how it is called in messages."""
 
 REQUIRED = object()
+EXAMPLES = {"path": '"disk.img"', "size": '"64M"'}
+"""What the documentation shows for a required key, by its kind."""
 
 
 class Key(NamedTuple):
@@ -97,7 +117,7 @@ class Key(NamedTuple):
         except (ValueError, KeyError, OverflowError):
             raise ConfigError(path, name, f"expected {expected}, not {value!r}") from None
         if isinstance(result, int | float) and not self.least <= result <= self.most:
-            bound = f"{self.least:g} to {self.most:g}" if self.most < 1e18 else f"{self.least:g} up"
+            bound = f"{self.least:.15g} to {self.most:.15g}"
             raise ConfigError(path, name, f"expected {expected}, {bound}, not {value!r}")
         return result
 
@@ -152,8 +172,8 @@ _DISK = {
     "tvqn": Key("name", "", "name of the device"),
     "queues": Key("integer", 1, "number of queues", 1, 256),
     **_COMMON,
-    "serial": Key("text", "", "what get-id answers, up to 20 bytes"),
-    "block_size": Key("size", 512, "block size that the device reports", 512, 65536),
+    "serial": Key("serial", "", "what get-id answers"),
+    "block_size": Key("block", 512, "block size that the device reports", 512, 65536),
     "request_max": Key(
         "size", 1 << 20, "largest segment that a driver should use (size_max)", 4096, 1 << 30
     ),
@@ -182,7 +202,7 @@ class Device(NamedTuple):
 
     Attributes:
         type: of ``DEVICES``.
-        tvqn: its name.
+        tvqn: its name; of one that was only read, "" where none is given.
         values: of its other keys.
         where: the file and key, or the option, that it comes from.
     """
@@ -227,12 +247,31 @@ def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> De
     if kind not in DEVICES:
         raise ConfigError(path, prefix + "type", f"expected {' or '.join(DEVICES)}, not {kind!r}")
     values = _table(path, prefix, DEVICES[kind], given)
-    if len(values.get("serial", "").encode()) > 20:
-        raise ConfigError(path, prefix + "serial", "at most 20 bytes")
     tvqn = values.pop("tvqn")
-    if not tvqn:
-        tvqn = f"blk/{Path(values['path']).stem}" if kind == "blk" else kind
     return Device(kind, tvqn, values, (path, prefix.rstrip(".")))
+
+
+def _named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
+    """Name each device that has no name yet. Raises ConfigError for a name given twice."""
+    taken: set[str] = set()
+    for one in devices:
+        if one.tvqn in taken:
+            raise ConfigError(*one.where, f"tvqn {one.tvqn!r} is taken: give each its own")
+        if one.tvqn:
+            taken.add(one.tvqn)
+    named = []
+    for one in devices:
+        name = one.tvqn
+        if not name:
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(one.values.get("path", "")).stem)[:128]
+            name = base = f"{one.type}/{stem}" if stem else one.type
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{base}-{number}"
+            taken.add(name)
+        named.append(one._replace(tvqn=name))
+    return tuple(named)
 
 
 def option(name: str, text: str) -> Device:
@@ -263,22 +302,21 @@ def build(
     """Put a configuration together and check what concerns all of it. Raises ConfigError."""
     if not devices:
         raise ConfigError(path, "device", "nothing to serve: name at least one device")
-    seen: dict[str, Device] = {}
-    for one in devices:
-        if one.tvqn in seen:
-            raise ConfigError(*one.where, f"tvqn {one.tvqn!r} is taken: give each its own")
-        seen[one.tvqn] = one
     values = _table(path, "limits.", LIMITS, limits)
     poll_us = values.pop("poll_us")
     if values["queue_bytes"] < values["request_bytes"]:
         raise ConfigError(path, "limits.queue_bytes", "less than limits.request_bytes")
     urls = []
-    for text in listen or (DEFAULT_LISTEN,):
-        url = parse_url(text)
+    for number, text in enumerate(listen or (DEFAULT_LISTEN,)):
+        where = f"listen[{number}]"
+        try:
+            url = parse_url(text)
+        except ConfigError as error:
+            raise ConfigError(path, where, str(error)) from None
         if url.tvqn:
-            raise ConfigError(path, "listen", f"{text}: a listener serves all devices; no name")
+            raise ConfigError(path, where, f"{text}: a listener serves all devices; no name")
         urls.append(url)
-    return Config(tuple(urls), devices, Limits(**values), poll_us)
+    return Config(tuple(urls), _named(devices), Limits(**values), poll_us)
 
 
 def load(path: str) -> Config:
@@ -310,19 +348,20 @@ def load(path: str) -> Config:
 
 
 def describe() -> str:
-    """Return the documentation of the file."""
+    """Return the documentation of the file, which is itself a valid file."""
     lines = ["# All keys of a target's configuration file, with their defaults.", ""]
     lines += [f'listen = ["{DEFAULT_LISTEN}"]  # where to listen; loopback unless you say more', ""]
 
     def rows(keys: Mapping[str, Key]) -> None:
         for name, key in keys.items():
             if key.default is REQUIRED:
-                value = "..."
+                value = EXAMPLES[key.kind]
             elif isinstance(key.default, bool):
                 value = str(key.default).lower()
             else:
                 value = repr(key.default).replace("'", '"')
-            lines.append(f"{name} = {value}  # {key.help}; {KINDS[key.kind][1]}")
+            off = "# " if key.default == "" else ""  # no value is the default
+            lines.append(f"{off}{name} = {value}  # {key.help}; {KINDS[key.kind][1]}")
 
     lines.append("[limits]")
     rows(LIMITS)

@@ -4,11 +4,13 @@
 Everything that can be wrong is found before the first line is announced, and said on stderr.
 """
 
+import ipaddress
 import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import trio
@@ -16,9 +18,9 @@ import trio
 from vof.errors import ConfigError
 from vof.target.config import Config
 from vof.target.devices import watch
-from vof.target.exports import Opened, close_all, open_all
+from vof.target.exports import Opened, close_all, open_all, probe
 from vof.target.server import Server
-from vof.transport import Listener, listen, polling
+from vof.transport import Listener, Url, listen, polling
 
 log = logging.getLogger("vof.target")
 
@@ -62,10 +64,20 @@ def notify(state: str) -> None:
 
 def announce(opened: list[Opened], listeners: list[Listener]) -> None:
     """Print the full URL of each device on each listener."""
-    for one in opened:
-        for listener in listeners:
-            print(listener.url.with_tvqn(one.export.tvqn), flush=True)  # noqa: T201
+    try:
+        for one in opened:
+            for listener in listeners:
+                print(listener.url.with_tvqn(one.export.tvqn), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        log.warning("nobody reads the announcements")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     notify("READY=1")
+
+
+def warn(url: Url) -> None:
+    """Say so where others than this machine can connect."""
+    if url.scheme == "vof+tcp" and not ipaddress.ip_address(url.host).is_loopback:
+        log.warning("%s can be reached from other machines, by whoever knows a name", url)
 
 
 async def _listen(config: Config) -> list[Listener] | _Failed:
@@ -74,7 +86,7 @@ async def _listen(config: Config) -> list[Listener] | _Failed:
     for url in config.listen:
         try:
             listeners += await listen(url)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             for listener in listeners:
                 listener.close()
             return _Failed(EXIT_LISTEN, f"cannot listen on {url}: {error}")
@@ -95,6 +107,8 @@ async def _serve(config: Config, opened: list[Opened]) -> int:
             for one in opened:
                 if one.backing is not None:
                     nursery.start_soon(watch, one.backing)
+            for listener in listeners:
+                warn(listener.url)
             announce(opened, listeners)
             number = await anext(signals)
             log.info("%s: draining", signal.Signals(number).name)
@@ -104,13 +118,13 @@ async def _serve(config: Config, opened: list[Opened]) -> int:
     return EXIT_OK if in_time else EXIT_DRAIN
 
 
-async def _drain(server: Server, seconds: float, signals: "object") -> bool:
+async def _drain(server: Server, seconds: float, signals: AsyncIterator[int]) -> bool:
     """Drain; a second signal ends it at once. Return whether it ended in time."""
     done = False
     async with trio.open_nursery() as nursery:
 
         async def hurry() -> None:
-            await anext(signals)  # type: ignore[call-overload]
+            await anext(signals)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(hurry)
@@ -119,11 +133,26 @@ async def _drain(server: Server, seconds: float, signals: "object") -> bool:
     return done
 
 
-def run(config: Config) -> int:
-    """Run a target until SIGTERM or SIGINT; return the exit code."""
+def _log() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s", force=True
     )
+
+
+def check(config: Config) -> int:
+    """See whether the devices could be opened, and change nothing; return the exit code."""
+    _log()
+    try:
+        probe(config.devices)
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_DEVICE
+    return EXIT_OK
+
+
+def run(config: Config) -> int:
+    """Run a target until SIGTERM or SIGINT; return the exit code."""
+    _log()
     try:
         opened = open_all(config.devices)
     except ConfigError as error:
@@ -131,7 +160,7 @@ def run(config: Config) -> int:
         return EXIT_DEVICE
     try:
         return trio.run(_serve, config, opened)
-    except BaseException:
+    except Exception:
         log.exception("internal error")
         return EXIT_INTERNAL
     finally:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From configured devices to exports: opens what is behind them, makes models on demand."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,37 +25,57 @@ class Opened(NamedTuple):
     backing: FileBacking | None
 
 
-def _disk(backing: FileBacking, values: Mapping[str, Any]) -> Callable[[], DeviceModel]:
-    """Return a maker of block devices over a backing."""
-    return partial(
+Made = tuple[Callable[[], DeviceModel], FileBacking | None]
+
+
+def _disk(backing: FileBacking, values: Mapping[str, Any]) -> Made:
+    """Return a maker of block devices over a backing, and the backing."""
+    make = partial(
         BlkModel,
         backing,
         queues=values["queues"],
         queue_size=values["queue_size"],
         size_max=values["request_max"],
         blk_size=values["block_size"],
-        serial=str(values["serial"]).encode(),
+        serial=values["serial"].encode(),
     )
+    return make, backing
+
+
+def _blk(values: Mapping[str, Any]) -> Made:
+    return _disk(FileBacking(values["path"], read_only=values["read_only"]), values)
+
+
+def _mem(values: Mapping[str, Any]) -> Made:
+    return _disk(MemoryBacking(values["size"]), values)
+
+
+def _rng(values: Mapping[str, Any]) -> Made:
+    return partial(RngModel, values["queue_size"]), None
+
+
+FACTORIES: dict[str, Callable[[Mapping[str, Any]], Made]] = {
+    "blk": _blk,
+    "mem": _mem,
+    "rng": _rng,
+}
+"""How each type of ``config.DEVICES`` is opened."""
 
 
 def open_device(device: Device) -> Opened:
     """Open one device. Raises ConfigError."""
-    values = dict(device.values)
-    backing: FileBacking | None = None
-    make: Callable[[], DeviceModel]
-    if device.type == "rng":
-        make = partial(RngModel, values["queue_size"])
-    elif device.type == "mem":
-        backing = MemoryBacking(values["size"])
-        make = _disk(backing, values)
-    else:
-        backing = FileBacking(values["path"], read_only=values["read_only"])
-        make = _disk(backing, values)
-    try:
-        make().close()
-    except ValueError as error:
-        raise ConfigError(*device.where, str(error)) from None
+    make, backing = FACTORIES[device.type](device.values)
     return Opened(Export(device.tvqn, make), backing)
+
+
+def probe(devices: Iterable[Device]) -> None:
+    """See whether the devices could be opened, and change nothing. Raises ConfigError."""
+    for device in devices:
+        if device.type == "blk":
+            path, read_only = device.values["path"], device.values["read_only"]
+            FileBacking(path, read_only=True).close()
+            if not read_only and not os.access(path, os.W_OK):
+                raise ConfigError(path, "", "may not be written; export it read-only")
 
 
 def open_all(devices: Iterable[Device]) -> list[Opened]:

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The life of a real target process: what it announces, how it ends, and its exit codes."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+import vof
+from vof.errors import VofError
+from vof.initiator.drivers.blk import Blk
+from vof.initiator.drivers.rng import Rng
+from vof.target import daemon
+from vof.transport import Url
+
+ROOT = Path(__file__).parents[2]
+ANY = ("--listen", "vof+tcp://127.0.0.1:0")
+LONGEST_S = 20
+BUFFERED = {key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFERED"}
+"""So that it shows whether the target itself flushes what it announces."""
+
+STUCK = """
+import sys
+import trio
+from vof.cli import main
+from vof.target import exports
+from vof.target.devices import RngModel
+
+class Stuck(RngModel):
+    async def serve(self, index, queue):
+        await queue.receive()
+        print("taken", flush=True)
+        await trio.sleep_forever()
+
+exports.FACTORIES["rng"] = lambda values: (Stuck, None)
+sys.exit(main(sys.argv[1:]))
+"""
+"""A target whose source of random bytes takes a request and never answers."""
+
+
+class Daemon:
+    """A target process."""
+
+    def __init__(self, words, program=("-m", "vof"), env=None, stdout=subprocess.PIPE):
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", *program, "target", *words],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=ROOT,
+            env=BUFFERED | (env or {}),
+        )
+        self.read = {"stdout": b"", "stderr": b""}
+
+    def line(self, name="stdout"):
+        """Return the next line; one that does not come is a failure, not a wait for ever."""
+        file = getattr(self.process, name)
+        while b"\n" not in self.read[name]:
+            assert select.select([file], [], [], LONGEST_S)[0], f"nothing on {name}"
+            data = file.read(4096)
+            assert data, f"{name} ended: {self.end()}"
+            self.read[name] += data
+        line, _, self.read[name] = self.read[name].partition(b"\n")
+        return line.decode()
+
+    def signal(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def end(self):
+        """Return exit code, rest of stdout, stderr."""
+        out, err = self.process.communicate(timeout=LONGEST_S)
+        out, err = self.read["stdout"] + out, self.read["stderr"] + err
+        return self.process.returncode, out.decode(), err.decode()
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def start(*words, **options):
+        started.append(Daemon(words, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_life(start, image, number):
+    target = start(*ANY, "--blk", str(image), "--mem", "1M", "--rng", "tvqn=noise")
+    urls = [target.line() for _ in range(3)]
+    port = vof.transport.parse_url(urls[0]).port
+    assert port
+    assert urls == [f"vof+tcp://127.0.0.1:{port}/{name}" for name in ("blk/disk", "mem", "noise")]
+    with trio.fail_after(LONGEST_S):
+        async with vof.connect(urls[0]) as device, Blk(device) as disk:
+            await disk.write(512, b"x" * 512)
+            await disk.flush()
+        async with vof.connect(urls[2]) as device, Rng(device) as rng:
+            assert len(await rng.read(32)) == 32
+    assert image.read_bytes()[512:1024] == b"x" * 512
+    target.signal(number)
+    code, out, err = target.end()
+    assert (code, out) == (daemon.EXIT_OK, "")
+    assert f"{number.name}: draining" in err
+    assert "Traceback" not in err
+
+
+def test_every_listener_announces_every_device(start, tmp_path):
+    path = tmp_path / "s"
+    target = start(*ANY, "--listen", f"vof+unix://{path}", "--rng", "--rng")
+    lines = [target.line() for _ in range(4)]
+    assert [line.partition("://")[0] for line in lines] == ["vof+tcp", "vof+unix"] * 2
+    assert lines[1] == f"vof+unix://{path}?tvqn=rng"
+    assert lines[3] == f"vof+unix://{path}?tvqn=rng-2"
+    assert path.is_socket()
+    target.signal()
+    assert target.end()[0] == daemon.EXIT_OK
+    assert not path.exists()
+
+
+async def test_a_change_of_the_file_reaches_the_driver(start, image):
+    target = start(*ANY, "--blk", str(image))
+    url = target.line()
+    with trio.fail_after(LONGEST_S):
+        async with vof.connect(url) as device, Blk(device) as disk:
+            changed = trio.Event()
+            disk.resized = changed.set
+            os.truncate(image, 2 << 20)
+            await changed.wait()
+            assert await disk.refresh() == 2 << 20
+
+
+# -- what keeps it from starting ------------------------------------------------------------------
+
+
+def test_a_wrong_configuration(start, tmp_path):
+    path = tmp_path / "t.toml"
+    path.write_text('[[device]]\ntype = "rng"\nqueus = 2\n')
+    code, out, err = start("--config", str(path)).end()
+    assert (code, out) == (daemon.EXIT_CONFIG, "")
+    assert err == f"vof: {path}: device[0].queus: unknown key; did you mean queue_size?\n"
+
+
+def test_a_file_that_is_missing(start, tmp_path):
+    code, out, err = start(*ANY, "--rng", "--blk", str(tmp_path / "none.img")).end()
+    assert (code, out) == (daemon.EXIT_DEVICE, "")
+    assert "none.img: does not exist" in err
+
+
+def test_a_port_in_use_and_nothing_is_left_behind(start, tmp_path):
+    path = tmp_path / "s"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"vof+tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code, out, err = start("--listen", f"vof+unix://{path}", "--listen", url, "--rng").end()
+    assert (code, out) == (daemon.EXIT_LISTEN, "")
+    assert f"cannot listen on {url}: " in err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("url", [f"vof+tcp://{'a' * 80}:1", f"vof+unix:///{'a' * 200}"])
+def test_a_place_where_nobody_can_listen(start, url):
+    code, _, err = start("--listen", url, "--rng").end()
+    assert code == daemon.EXIT_LISTEN
+    assert "Traceback" not in err
+
+
+# -- draining -------------------------------------------------------------------------------------
+
+
+async def stuck(start, seconds, act):
+    """Let a request be taken, ``act`` on the target; return its exit code and stderr."""
+    words = (*ANY, "--rng", "--limit", f"drain_seconds={seconds}")
+    target = start(*words, program=("-c", STUCK))
+    url = target.line()
+    with trio.fail_after(LONGEST_S):
+        async with vof.connect(url) as device, Rng(device) as rng, trio.open_nursery() as nursery:
+
+            async def ask():
+                with pytest.raises(VofError) as caught:
+                    await rng.read(8)
+                assert caught.value.maybe_executed
+
+            nursery.start_soon(ask)
+            assert await trio.to_thread.run_sync(target.line) == "taken"
+            act(target)
+            code, _, err = await trio.to_thread.run_sync(target.end)
+    return code, err
+
+
+async def test_the_deadline_cuts_what_is_in_flight(start):
+    code, err = await stuck(start, 0.05, Daemon.signal)
+    assert code == daemon.EXIT_DRAIN
+    assert "Traceback" not in err
+
+
+async def test_a_second_signal_does_not_wait(start):
+    def twice(target):
+        target.signal()
+        while "draining" not in target.line("stderr"):
+            pass
+        target.signal(signal.SIGINT)
+
+    code, err = await stuck(start, 3600, twice)
+    assert code == daemon.EXIT_DRAIN
+    assert "Traceback" not in err
+
+
+# -- announcements --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_service_manager_is_told(start, tmp_path, abstract):
+    name = f"@vof-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name.replace("@", "\0", 1))
+        manager.settimeout(LONGEST_S)
+        target = start(*ANY, "--rng", env={"NOTIFY_SOCKET": name})
+        assert manager.recv(64) == b"READY=1"
+        assert target.line().endswith("/rng")
+        target.signal()
+        assert manager.recv(64) == b"STOPPING=1"
+    assert target.end()[0] == daemon.EXIT_OK
+
+
+def test_a_service_manager_that_is_gone_is_not_missed(start, tmp_path):
+    target = start(*ANY, "--rng", env={"NOTIFY_SOCKET": str(tmp_path / "none")})
+    assert target.line()
+    target.signal()
+    code, _, err = target.end()
+    assert code == daemon.EXIT_OK
+    assert "cannot notify" in err
+
+
+def test_without_a_service_manager_nobody_is_told(monkeypatch, caplog):
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    daemon.notify("READY=1")
+    assert not caplog.records
+
+
+def test_a_reader_that_left_does_not_end_the_target(start):
+    read, write = os.pipe()
+    os.close(read)
+    target = start(*ANY, "--rng", stdout=write)
+    os.close(write)
+    assert "nobody reads" in target.line("stderr")
+    target.signal()
+    target.process.wait(LONGEST_S)
+    assert target.process.returncode == daemon.EXIT_OK
+    assert b"Traceback" not in target.process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("url", "open_to_all"),
+    [
+        (Url("vof+tcp", "127.0.0.1", 1), False),
+        (Url("vof+tcp", "::1", 1), False),
+        (Url("vof+unix", path="/s"), False),
+        (Url("vof+loopback", "name"), False),
+        (Url("vof+tcp", "0.0.0.0", 1), True),
+        (Url("vof+tcp", "::", 1), True),
+        (Url("vof+tcp", "192.0.2.1", 1), True),
+        (Url("vof+tcp", "fe80::1%eth0", 1), True),
+    ],
+)
+def test_who_can_be_reached_from_elsewhere_is_warned(caplog, url, open_to_all):
+    daemon.warn(url)
+    assert bool(caplog.records) == open_to_all
