@@ -235,7 +235,12 @@ def test_the_documentation_names_every_key():
     for keys in (config.LIMITS, *config.DEVICES.values()):
         for name, key in keys.items():
             assert any(line.lstrip("# ").startswith(f"{name} = ") for line in lines), name
-            assert any(key.help in line for line in lines), name
+            assert any(f"{key.help}; {key.expected}" in line for line in lines), name
+
+
+def test_the_documentation_tells_the_range():
+    line = next(line for line in config.describe().splitlines() if line.startswith("queues = "))
+    assert line == "queues = 1  # number of queues; an integer, 1 to 256"
 
 
 def test_the_documentation_is_a_file_that_says_the_defaults(load):

@@ -181,6 +181,32 @@ def test_a_place_where_nobody_can_listen(start, url):
     assert "Traceback" not in err
 
 
+BROKEN = """
+import sys
+from vof.cli import main
+from vof.target import daemon, exports
+
+def fail(*_):
+    raise ZeroDivisionError
+
+if sys.argv.pop(1) == "open":
+    exports.FACTORIES["rng"] = fail
+else:
+    daemon.announce = fail
+sys.exit(main(sys.argv[1:]))
+"""
+"""A target with a bug."""
+
+
+@pytest.mark.parametrize("where", ["open", "serve"])
+def test_a_bug_is_told_apart(start, where):
+    target = start(*ANY, "--rng", program=("-c", BROKEN, where))
+    code, out, err = target.end()
+    assert (code, out) == (daemon.EXIT_INTERNAL, "")
+    assert "internal error" in err
+    assert "ZeroDivisionError" in err
+
+
 # -- draining -------------------------------------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "text": (_text, "text"),
     "path": (_text, "the path of a file"),
     "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
-    "block": (_block, f"a power of two, from {SECTOR} on"),
+    "block": (_block, "a power of two"),
     "name": (_name, f"a name of 1 to {VQN_BYTES - 1} bytes"),
 }
 """How each kind of value is read, and how it is called in messages."""
@@ -109,16 +109,21 @@ class Key(NamedTuple):
     least: float = 0
     most: float = float("inf")
 
+    @property
+    def expected(self) -> str:
+        """What a value looks like, in words."""
+        words = KINDS[self.kind][1]
+        bounded = self.most != float("inf")
+        return f"{words}, {self.least:.15g} to {self.most:.15g}" if bounded else words
+
     def read(self, path: str, name: str, value: object) -> Any:
         """Return the value, or raise ConfigError."""
-        parse, expected = KINDS[self.kind]
         try:
-            result = parse(value)
+            result = KINDS[self.kind][0](value)
+            if isinstance(result, int | float) and not self.least <= result <= self.most:
+                raise ValueError
         except (ValueError, KeyError, OverflowError):
-            raise ConfigError(path, name, f"expected {expected}, not {value!r}") from None
-        if isinstance(result, int | float) and not self.least <= result <= self.most:
-            bound = f"{self.least:.15g} to {self.most:.15g}"
-            raise ConfigError(path, name, f"expected {expected}, {bound}, not {value!r}")
+            raise ConfigError(path, name, f"expected {self.expected}, not {value!r}") from None
         return result
 
 
@@ -236,7 +241,7 @@ def _table(
         if name in given:
             values[name] = key.read(path, prefix + name, given[name])
         elif key.default is REQUIRED:
-            raise ConfigError(path, prefix + name, f"missing; expected {KINDS[key.kind][1]}")
+            raise ConfigError(path, prefix + name, f"missing; expected {key.expected}")
         else:
             values[name] = key.default
     return values
@@ -361,7 +366,7 @@ def describe() -> str:
             else:
                 value = repr(key.default).replace("'", '"')
             off = "# " if key.default == "" else ""  # no value is the default
-            lines.append(f"{off}{name} = {value}  # {key.help}; {KINDS[key.kind][1]}")
+            lines.append(f"{off}{name} = {value}  # {key.help}; {key.expected}")
 
     lines.append("[limits]")
     rows(LIMITS)

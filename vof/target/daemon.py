@@ -153,13 +153,13 @@ def check(config: Config) -> int:
 def run(config: Config) -> int:
     """Run a target until SIGTERM or SIGINT; return the exit code."""
     _log()
+    opened: list[Opened] = []
     try:
         opened = open_all(config.devices)
+        return trio.run(_serve, config, opened)
     except ConfigError as error:
         log.error("%s", error)
         return EXIT_DEVICE
-    try:
-        return trio.run(_serve, config, opened)
     except Exception:
         log.exception("internal error")
         return EXIT_INTERNAL
