@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from vof.protocol import v5
+from vof.target.devices import BlkModel, MemoryBacking
 from vof.target.server import Limits
 from vof.transport import OPTIONS, SCHEMES
+from vof.virtio import blk
+from vof.virtio.constants import RESERVED_FEATURES, bit
 
-TEXT = (Path(__file__).parents[2] / "specs" / "protocol.md").read_text()
+SPECS = Path(__file__).parents[2] / "specs"
+TEXT = (SPECS / "protocol.md").read_text()
 LINES = TEXT.split("\n")
 HEADINGS = [line.lstrip("# ") for line in LINES if line.startswith("#")]
 QUEUES = {"": "none", "c": "control", "v": "virtqueue", "cv": "control, virtqueue"}
@@ -148,3 +152,39 @@ def test_the_limits():
     units = {"MiB": 1 << 20}
     for name, (number, unit) in rows.items():
         assert float(number) * units.get(unit, 1) == defaults[name].default, name
+
+
+def support() -> dict[str, str]:
+    """Return each feature of specs/conformance.md with since when it is there."""
+    found: dict[str, str] = {}
+    for line in (SPECS / "conformance.md").read_text().split("\n"):
+        if line.startswith("|") and set(line) - set("|- "):
+            feature, since, _ = (cell.strip() for cell in line[1:-1].split("|"))
+            if since != "since":
+                assert feature not in found
+                assert since in ("0.1", "not yet", "no"), line
+                found[feature] = since
+    return found
+
+
+def since(name: str) -> str:
+    """Return since when something is there, by the first row that names it."""
+    rows = [row for row in support() if re.search(rf"\b{name}\b", row)]
+    assert rows, name
+    return support()[rows[0]]
+
+
+def test_every_command_is_in_the_table_of_features():
+    for command in v5.COMMANDS.values():
+        assert since(command.name) == ("0.1" if command.queues else "not yet"), command.name
+
+
+def test_every_reserved_feature_is_in_the_table_of_features():
+    for name in RESERVED_FEATURES.values():
+        assert (since(name) == "0.1") == (name == "VIRTIO_F_VERSION_1"), name
+
+
+def test_every_blk_feature_is_in_the_table_of_features():
+    offered = BlkModel(MemoryBacking(4096)).device_features | bit(blk.VIRTIO_BLK_F_RO)
+    for number, name in blk.FEATURES.items():
+        assert (since(name) == "0.1") == bool(offered >> number & 1), name
