@@ -80,13 +80,29 @@ class Result(NamedTuple):
 
 
 class _Tally:
-    """Counts of all queues, and when to stop."""
+    """Counts of all queues, and when to stop; made when everything is set up."""
 
     def __init__(self, job: Job) -> None:
+        self.usage = resource.getrusage(resource.RUSAGE_SELF)
+        self.start = perf_counter()
         self.latency = Histogram()
         self.requests = self.bytes = self.errors = 0
         self.most = job.requests
-        self.deadline = perf_counter() + job.seconds
+        self.deadline = self.start + job.seconds
+
+    def result(self) -> Result:
+        """Return what was measured up to now."""
+        seconds, after = perf_counter() - self.start, resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - self.usage.ru_utime - self.usage.ru_stime
+        return Result(
+            self.requests,
+            self.bytes,
+            self.errors,
+            seconds,
+            1e6 * cpu / max(self.requests, 1),
+            self.latency,
+            polling.statistics(),
+        )
 
 
 class _Slot:
@@ -191,53 +207,41 @@ async def _await(disk: Blk, job: Job, tally: _Tally, place: Callable[[], int], r
         tally.bytes += size
 
 
-async def _block(device: VirtioDevice, job: Job) -> _Tally:
+async def _block(device: VirtioDevice, job: Job) -> Result:
     if job.size % SECTOR:
         raise InvalidArgument(f"requests to a disk are multiples of {SECTOR} bytes")
-    async with Blk(device, job.queues) as disk, trio.open_nursery() as nursery:
+    async with Blk(device, job.queues) as disk:
         if disk.num_queues < job.queues:
             raise InvalidArgument(f"the device has {disk.num_queues} queues, not {job.queues}")
         if job.reads < 100 and disk.read_only:
             raise InvalidArgument("the disk is read-only")
         place = _places(job, disk.capacity)
         tally = _Tally(job)
-        if not job.awaited:
-            for vq in device.vqs:
-                nursery.start_soon(_drive, vq, job, tally, place)
-        else:
-            tasks = job.depth * job.queues
-            reads = tasks * job.reads // 100
-            for number in range(tasks):
-                nursery.start_soon(_await, disk, job, tally, place, number < reads)
-    return tally
+        async with trio.open_nursery() as nursery:
+            if not job.awaited:
+                for vq in device.vqs:
+                    nursery.start_soon(_drive, vq, job, tally, place)
+            else:
+                tasks = job.depth * job.queues
+                reads = tasks * job.reads // 100
+                for number in range(tasks):
+                    nursery.start_soon(_await, disk, job, tally, place, number < reads)
+        return tally.result()
 
 
-async def _entropy(device: VirtioDevice, job: Job) -> _Tally:
+async def _entropy(device: VirtioDevice, job: Job) -> Result:
     await device.initialize(0)
     (vq,) = await device.find_vqs([VirtqueueInfo("requestq")])
     await device.ready()
     tally = _Tally(job)
     await _drive(vq, job, tally, None)
-    return tally
+    return tally.result()
 
 
 async def measure(url: str, job: Job) -> Result:
     """Run a job on the device at a URL. Suspends. Raises VofError."""
+    kinds = {VIRTIO_ID_BLOCK: _block, VIRTIO_ID_RNG: _entropy}
     async with vof.connect(url) as device:
-        kinds = {VIRTIO_ID_BLOCK: _block, VIRTIO_ID_RNG: _entropy}
         if device.device_id not in kinds:
             raise InvalidArgument(f"no load for devices of type {device.device_id}")
-        before, start = resource.getrusage(resource.RUSAGE_SELF), perf_counter()
-        tally = await kinds[device.device_id](device, job)
-        seconds = perf_counter() - start
-        after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Result(
-        tally.requests,
-        tally.bytes,
-        tally.errors,
-        seconds,
-        1e6 * cpu / max(tally.requests, 1),
-        tally.latency,
-        polling.statistics(),
-    )
+        return await kinds[device.device_id](device, job)

@@ -191,6 +191,7 @@ class Server:
             connection.flush()
             stream.inbox.advance()
             if bound:
+                stream.trim()  # many queues are connected and not used for long
                 return bound
         return None
 

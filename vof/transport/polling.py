@@ -6,7 +6,7 @@ its connection empty first looks again for a short while. The rules:
 
 * A spin never delays a ready other. All connections and listeners of the thread stand in one
   epoll set, and each look asks for all of them; if another is ready, the spin ends, and the trio
-  loop takes its turn. Work in other threads (``offloading``) forbids spinning.
+  loop takes its turn. What it cannot see (``offloading``) forbids spinning.
 * A spin must pay. Success keeps the budget near what was needed; failure drops it to zero, and each
   failure in a row doubles the number of sleeps until the next try.
 * Without a budget the CPU is offered once to whoever else wants it: a peer on the same CPU, which
@@ -56,7 +56,7 @@ def statistics() -> dict[str, int]:
 
 @contextmanager
 def offloading() -> Iterator[None]:
-    """Forbid spinning while a worker thread does something that the loop waits for."""
+    """Forbid spinning while the loop waits for what a spin does not see: a thread, room to send."""
     _shared.offloaded += 1
     try:
         yield
