@@ -3,6 +3,7 @@
 
 import inspect
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ def test_a_layout(name):
 def test_a_command_names_its_opcode(command):
     first = layouts()[command.command.name][0]
     assert first == ["0", "2", "opcode", f"0x{command.opcode:04x}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "ident"),
+    [("config-change event", v5.ID_CONFIG_CHANGE), ("keepalive event", v5.ID_KEEPALIVE)],
+)
+def test_an_event_names_its_id(name, ident):
+    assert layouts()[name][:2] == [
+        ["0", "2", "status", "OK"],
+        ["2", "2", "command_id", f"0x{ident:04x}"],
+    ]
+
+
+def test_every_table_stands_between_empty_lines():
+    for before, line in pairwise(["", *LINES, ""]):
+        assert line.startswith("|") == before.startswith("|") or not (before and line), line
 
 
 def test_the_commands_and_where_they_are_legal():
