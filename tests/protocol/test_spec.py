@@ -22,12 +22,12 @@ HEADINGS = [line.lstrip("# ") for line in LINES if line.startswith("#")]
 QUEUES = {"": "none", "c": "control", "v": "virtqueue", "cv": "control, virtqueue"}
 
 
-def tables(*columns: str) -> dict[str, list[list[str]]]:
+def tables(*columns: str, lines: list[str] = LINES) -> dict[str, list[list[str]]]:
     """Return the rows of all tables with these columns, by the last line of text before each."""
     found: dict[str, list[list[str]]] = {}
     text = ""
     rows: list[list[str]] | None = None
-    for line in LINES:
+    for line in lines:
         if not line.startswith("|"):
             rows = None
             text = line or text
@@ -173,14 +173,12 @@ def test_the_limits():
 
 def support() -> dict[str, str]:
     """Return each feature of specs/conformance.md with since when it is there."""
-    found: dict[str, str] = {}
-    for line in (SPECS / "conformance.md").read_text().split("\n"):
-        if line.startswith("|") and set(line) - set("|- "):
-            feature, since, _ = (cell.strip() for cell in line[1:-1].split("|"))
-            if since != "since":
-                assert feature not in found
-                assert since in ("0.1", "not yet", "no"), line
-                found[feature] = since
+    lines = (SPECS / "conformance.md").read_text().split("\n")
+    parts = tables("feature", "since", "notes", lines=lines).values()
+    rows = [row for part in parts for row in part]
+    found = {feature: since for feature, since, _ in rows}
+    assert len(found) == len(rows)
+    assert set(found.values()) == {"0.1", "not yet", "no"}
     return found
 
 
