@@ -380,3 +380,28 @@ def test_trim_lets_go_of_what_is_idle_only():
     assert drain(stream) == done(1, b"ours")
     assert content(taken(stream)) == [(b"half", 0)]
     assert pool.sizes == [100_000, SLAB_BYTES] * 2
+
+
+def test_a_slab_with_requests_in_it_is_not_used_for_payload():
+    stream = bound(queue_size=64)
+    part = SLAB_BYTES // 8
+    feed(stream.inbox, b"".join(vq(i, b"", part) for i in range(8)))  # one more than a slab holds
+    first, second, *rest = taken(stream)
+    stream.push(first, 0)
+    drain(stream)
+    second.writable[0][:] = b"s" * part
+    feed(stream.inbox, vq(9, b"p" * SLAB_BYTES))
+    assert bytes(second.writable[0]) == b"s" * part
+    assert len(rest) == 6
+
+
+def test_two_payloads_of_one_size_lie_apart():
+    stream = bound()
+    for round_ in range(3):
+        wanted = [bytes([number, round_]) * 50_000 for number in range(3)]
+        feed(stream.inbox, b"".join(vq(i, data) for i, data in enumerate(wanted)))
+        chains = taken(stream)
+        assert content(chains) == [(data, 0) for data in wanted]
+        for chain in chains:
+            stream.push(chain, 0)
+        drain(stream)
