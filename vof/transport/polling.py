@@ -95,8 +95,10 @@ class Spin:
         if started - shared.turn > TURN_NS:
             return False
         poll = self._epoll.poll
-        budget = 0 if shared.offloaded else self._budget
+        budget = self._budget
         if not (ready := poll(0, 2)):
+            if shared.offloaded:
+                return False  # sched_yield would keep the interpreter lock from the threads
             if not budget:
                 sched_yield()
                 ready = poll(0, 2)

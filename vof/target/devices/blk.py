@@ -17,6 +17,7 @@ that no queue waits for another's disk, and come back in any order.
 import errno
 import os
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -56,10 +57,6 @@ from vof.virtio.model import Chain, DeviceModel, DeviceQueue
 MAX_RANGES = 32
 MAX_RANGE_SECTORS = 1 << 21
 """1 GiB: bounds how long one request can keep a thread."""
-
-WRITE_THREADS = 1
-WRITE_BATCH = 32
-"""Threads that write for one queue at a time, and how many requests one takes along."""
 
 RANGE_FLAGS = {
     VIRTIO_BLK_T_DISCARD: 0,
@@ -126,19 +123,37 @@ def _answer(job: Job, status: int) -> tuple[Chain, int]:
 
 
 class Lane:
-    """The threads of one queue, and the writes that wait for one.
+    """The threads of one queue, and the one of them that writes.
 
-    What comes while threads write is written together by the next: so a stream of single writes
-    costs far fewer thread switches than writes.
+    Most file systems let one writer into a file at a time. So one thread takes the writes that
+    wait, those that come meanwhile too, and tells the loop as it goes: under load neither waits
+    for the other to wake up.
     """
 
-    __slots__ = ("offload", "queue", "running", "waiting")
+    __slots__ = ("collect", "done", "offload", "open", "queue", "waiting", "writing")
 
     def __init__(self, queue: DeviceQueue, offload: Offload) -> None:
         self.queue = queue
         self.offload = offload
-        self.running = 0
-        self.waiting: list[Job] = []
+        self.waiting: deque[Job] = deque()
+        self.done: deque[tuple[Chain, int]] = deque()
+        self.writing = False
+        self.open = True
+        self.collect = self._collect  # one object, to be asked for again and again
+
+    def _collect(self) -> None:
+        """Give back what was written. In the loop."""
+        while self.done:
+            chain, written = self.done.popleft()
+            if self.open:
+                self.queue.push(chain, written)
+        if self.open:
+            self.queue.flush()
+
+    def close(self) -> None:
+        """The queue ended: write no more than what is under way."""
+        self.open = False
+        self.waiting.clear()
 
 
 class BlkModel(DeviceModel):
@@ -234,11 +249,14 @@ class BlkModel(DeviceModel):
     async def _serve(self, queue: DeviceQueue, offload: Offload) -> None:
         receive, flush, batch = queue.receive, queue.flush, self._batch
         lane = Lane(queue, offload)
-        while True:
-            if jobs := batch(await receive(), queue.push):
-                self._start(jobs, lane)
-                del jobs  # whoever waits holds no memory of the queue
-            flush()
+        try:
+            while True:
+                if jobs := batch(await receive(), queue.push):
+                    self._start(jobs, lane)
+                    del jobs  # whoever waits holds no memory of the queue
+                flush()
+        finally:
+            lane.close()
 
     def _batch(self, chains: Sequence[Chain], push: Push) -> list[Job]:
         """Answer what does not block; return the rest."""
@@ -361,35 +379,44 @@ class BlkModel(DeviceModel):
         return not self.features & bit(VIRTIO_BLK_F_FLUSH)
 
     def _start(self, jobs: list[Job], lane: Lane) -> None:
-        """Start threads: few for the writes, which share a lock in most file systems, else many."""
+        """Give jobs to threads: the writes to one, all else to one each."""
         for job in jobs:
             if job.kind == VIRTIO_BLK_T_OUT:
                 lane.waiting.append(job)
             else:
-                work = partial(self._run, [job])
-                lane.offload.start(work, partial(self._push, lane.queue))
+                lane.offload.start(partial(self._run, job), partial(self._push, lane.queue))
         self._write(lane)
 
     def _write(self, lane: Lane) -> None:
-        """Give what waits to be written to threads; a write that comes meanwhile waits for one."""
-        while lane.waiting and lane.running < WRITE_THREADS:
-            jobs, lane.waiting = lane.waiting[:WRITE_BATCH], lane.waiting[WRITE_BATCH:]
-            lane.running += 1
-            lane.offload.start(partial(self._run, jobs), partial(self._written, lane))
+        """Start the thread that writes, if there is something for it and it does not run."""
+        if lane.waiting and not lane.writing:
+            lane.writing = True
+            lane.offload.start(partial(self._drain, lane), partial(self._written, lane))
 
-    def _written(self, lane: Lane, used: list[tuple[Chain, int]]) -> None:
-        lane.running -= 1
-        self._push(lane.queue, used)
+    def _drain(self, lane: Lane) -> None:
+        """Write all that waits. Blocks; runs in a thread."""
+        waiting, done = lane.waiting, lane.done
+        while True:
+            try:
+                job = waiting.popleft()
+            except IndexError:
+                return
+            done.append(self._run(job))
+            if waiting:
+                lane.offload.soon(lane.collect)
+
+    def _written(self, lane: Lane, _: None) -> None:
+        lane.writing = False
+        lane.collect()
         self._write(lane)
 
-    def _run(self, jobs: list[Job]) -> list[tuple[Chain, int]]:
-        """Do jobs, one after another. Blocks; runs in a thread."""
-        return [_answer(job, self._execute(job)) for job in jobs]
+    def _run(self, job: Job) -> tuple[Chain, int]:
+        """Do a job. Blocks; runs in a thread."""
+        return _answer(job, self._execute(job))
 
     @staticmethod
-    def _push(queue: DeviceQueue, used: list[tuple[Chain, int]]) -> None:
-        for chain, written in used:
-            queue.push(chain, written)
+    def _push(queue: DeviceQueue, used: tuple[Chain, int]) -> None:
+        queue.push(*used)
         queue.flush()
 
     def _execute(self, job: Job) -> int:

@@ -94,6 +94,21 @@ class Offload:
         """
         self._threads.begin(self, work, then)
 
+    def soon(self, then: Callable[[], None]) -> None:
+        """Call ``then()`` in the loop. For threads of this queue, which go on meanwhile.
+
+        While it has not run yet, asking for the same again changes nothing.
+        """
+        self._token.run_sync_soon(self._call, then, idempotent=True)
+
+    def _call(self, then: Callable[[], None]) -> None:
+        """Back in the loop: an exception in here would end the whole program."""
+        try:
+            then()
+        except Exception as error:
+            self._error = self._error or error
+            self._scope.cancel()
+
     def launch(self, work: Work, then: Then) -> None:
         """Start the thread; for ``Threads`` alone."""
         self._running += 1
@@ -101,13 +116,8 @@ class Offload:
         trio.lowlevel.start_thread_soon(work, lambda result: soon(ended, then, result.unwrap))
 
     def _ended(self, then: Then, result: Work) -> None:
-        """Back in the loop: an exception in here would end the whole program."""
         self._running -= 1
-        try:
-            then(result())
-        except Exception as error:
-            self._error = self._error or error
-            self._scope.cancel()
+        self._call(lambda: then(result()))
         self._threads.end()
         if not self._running:
             self._idle.set()
