@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Driver of a block device (virtio 1.2, 5.2).
 
-A request is one readable buffer (header, and data of a write) and one writable one (data of a
-read, and the status byte): framing carries no meaning, and two buffers are the fewest.
+Framing carries no meaning, and the fewest buffers are the fastest: a read is a header and one
+writable buffer, for data and status byte together. Only where a device bounds its segments
+(size_max), data is cut to them, and the status byte stands alone.
+
+Whose a buffer is. ``read`` gives the queue memory that nobody else has, so it can be cancelled at
+any time. ``read_into`` and ``write`` lend the caller's; they return or raise only when every piece
+of it came back, unless they are cancelled.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import cycle
 from types import TracebackType
 from typing import Self
@@ -103,9 +108,10 @@ class Blk:
         self.read_only = has(VIRTIO_BLK_F_RO)
         segment = self.config.size_max if has(VIRTIO_BLK_F_SIZE_MAX) else PIECE
         segments = self.config.seg_max if has(VIRTIO_BLK_F_SEG_MAX) else 1
-        # One buffer of ours is as many segments as the device needs; it must fit all of them.
-        piece = min(PIECE, max(segment, SECTOR) * max(segments, 1))
-        self._piece = piece // SECTOR * SECTOR
+        self._segment = max(segment, SECTOR)
+        self._piece = min(PIECE, self._segment * max(segments, 1)) // SECTOR * SECTOR
+        # With its status byte, a read of this many bytes is still one segment.
+        self._single = min(self._piece, self._segment - has(VIRTIO_BLK_F_SIZE_MAX))
         infos = [VirtqueueInfo(f"requestq{n}", size=size) for n in range(self.num_queues)]
         self._queues = [RequestQueue(vq) for vq in await device.find_vqs(infos)]
         self._next = cycle(self._queues).__next__
@@ -118,6 +124,7 @@ class Blk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.device.config_changed = None
         try:
             await self.device.reset()
         except VofError:
@@ -133,7 +140,12 @@ class Blk:
 
     async def _read_config(self) -> None:
         self._stale = False
-        self.config = BlkConfig.unpack(await self.device.read_config(0, CONFIG.size))
+        try:
+            data = await self.device.read_config(0, CONFIG.size)
+        except BaseException:
+            self._stale = True
+            raise
+        self.config = BlkConfig.unpack(data)
         self.capacity = self.config.capacity * SECTOR
 
     async def refresh(self) -> int:
@@ -153,12 +165,13 @@ class Blk:
             DeviceError: the device says that it failed.
             VofError: the queue broke; see ``maybe_executed``.
         """
-        if offset & 511 or length & 511 or length > self._piece or length <= 0:
+        past = not 0 <= offset <= self.capacity - length
+        if past or length < 0 or (offset | length) & 511 or self._stale:
+            await self._check(offset, length)
+        if not 0 < length <= self._single:
             data = bytearray(length)
             await self.read_into(offset, data)
             return data
-        if self._stale or not 0 <= offset <= self.capacity - length:
-            await self._check(offset, length)
         answer = bytearray(length + 1)
         header = REQUEST.pack(VIRTIO_BLK_T_IN, 0, offset >> 9)
         if await self._next().request((header, answer), 1, 1) <= length or answer[length]:
@@ -169,15 +182,16 @@ class Blk:
     async def read_into(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill ``buffer`` from ``offset``. Suspends. Raises as ``read``.
 
-        When it is cancelled, the device may still write into ``buffer``, until it is closed.
+        When it is cancelled, the device may still write into ``buffer``, until it is reset.
         """
-        view = memoryview(buffer)
+        view = memoryview(buffer).cast("B")
         await self._check(offset, len(view))
 
         async def piece(start: int, stop: int) -> None:
             status = bytearray(1)
             header = REQUEST.pack(VIRTIO_BLK_T_IN, 0, (offset + start) >> 9)
-            written = await self._next().request((header, view[start:stop], status), 1, 2)
+            sgs: list[Buffer] = [header, *self._segments(view, start, stop), status]
+            written = await self._next().request(sgs, 1, len(sgs) - 1)
             if written <= stop - start or status[0]:
                 self._failed(status[0])
 
@@ -187,14 +201,14 @@ class Blk:
         """Write ``data`` at ``offset``. Suspends. Raises as ``read``.
 
         ``data`` must not change before it returns; when it is cancelled, not before the device
-        is closed.
+        is reset.
         """
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         await self._check(offset, len(view), write=True)
 
         async def piece(start: int, stop: int) -> None:
             header = REQUEST.pack(VIRTIO_BLK_T_OUT, 0, (offset + start) >> 9)
-            await self._simple((header, view[start:stop]))
+            await self._simple((header, *self._segments(view, start, stop)))
 
         await self._pieces(len(view), piece)
 
@@ -227,6 +241,13 @@ class Blk:
         return answer[:-1].partition(b"\0")[0].decode(errors="replace")
 
     # -- parts --------------------------------------------------------------------------------
+
+    def _segments(self, view: memoryview, start: int, stop: int) -> Sequence[memoryview]:
+        """Cut a piece of the data to what the device takes as one segment."""
+        size = self._segment
+        if stop - start <= size:
+            return (view[start:stop],)
+        return [view[at : min(at + size, stop)] for at in range(start, stop, size)]
 
     async def _simple(self, readable: tuple[Buffer, ...]) -> None:
         """A request that is answered with nothing but its status."""
@@ -262,7 +283,10 @@ class Blk:
             raise InvalidArgument("the disk is read-only")
 
     async def _pieces(self, length: int, piece: Callable[[int, int], Awaitable[None]]) -> None:
-        """Do a transfer in pieces, several at a time. The first error ends it."""
+        """Do a transfer in pieces, several at a time.
+
+        After an error no piece is begun any more; it is raised when those under way have ended.
+        """
         size = self._piece
         if length <= size:
             if length:
@@ -273,17 +297,18 @@ class Blk:
         places: Iterator[int] = iter(range(0, length, size))
         errors: list[VofError] = []
 
-        async def work(nursery: trio.Nursery) -> None:
+        async def work() -> None:
             for start in places:
                 try:
                     await piece(start, min(start + size, length))
                 except VofError as error:
                     errors.append(error)
-                    nursery.cancel_scope.cancel()
+                if errors:
+                    return
 
         async with trio.open_nursery() as nursery:
             for _ in range(PIECES):
-                nursery.start_soon(work, nursery)
+                nursery.start_soon(work)
         if errors:
             raise errors[0]
 
