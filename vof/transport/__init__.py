@@ -50,14 +50,17 @@ def parse_url(text: str) -> Url:
         raise ConfigError(text, "", f"unknown scheme; expected one of {forms}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     url = Url(parts.scheme, host=unquote(parts.hostname or ""))
+    strange = "@" in parts.netloc or parts.fragment
     if parts.scheme == "vof+unix":
         url = Url(parts.scheme, path=unquote(parts.path), tvqn=options.pop("tvqn", ""))
+        strange = strange or parts.netloc
     elif parts.scheme == "vof+tcp":
         port = DEFAULT_PORT if port is None else port
         url = url._replace(port=port, tvqn=unquote(parts.path.removeprefix("/")))
     else:
         url = url._replace(tvqn=unquote(parts.path.removeprefix("/")))
-    if not (url.host or url.path) or parts.username or parts.fragment:
+        strange = strange or port is not None
+    if strange or not (url.host or url.path):
         raise ConfigError(text, "", f"expected {scheme.form}")
     for key, value in options.items():
         if value not in OPTIONS.get(key, ()):
