@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 from tests.protocol.pipe import SpyPool, drain, pattern, take  # noqa: E402
 from vof.errors import CommandError, RemoteProtocolError  # noqa: E402
 from vof.protocol import v5  # noqa: E402
+from vof.protocol.session import State  # noqa: E402
 from vof.protocol.v5_initiator import InitiatorStream  # noqa: E402
 from vof.protocol.v5_target import HEADER, SLAB_BYTES, TargetStream  # noqa: E402
 
@@ -103,10 +104,11 @@ def initiator(data, cut=no_cuts):
     results = []
     for control in (False, True):
         stream = InitiatorStream(12, control)
+        stream.session.state = State.LIVE
         spaces = [[bytearray(size)] for size in (0, 1, 16, 0x4000, 0x4001, REQUEST_BYTES)]
         spaces += [[bytearray(3), bytearray(40_000)], [bytearray(40_000), bytearray(3)]]
         if control:
-            for opcode in (v5.CONNECT, v5.GET_CONFIG, v5.GET_STATUS):
+            for opcode in (v5.GET_VENDOR_ID, v5.GET_CONFIG, v5.GET_STATUS):
                 stream.command(opcode, {}, b"", opcode)
         for number, space in enumerate(spaces):
             stream.add([b"?", *space], 1, number, None)

@@ -6,10 +6,11 @@ import weakref
 import pytest
 
 from tests.protocol.pipe import done, drain, feed, pattern, vq
-from vof.errors import CommandError, RemoteProtocolError
+from vof.errors import CommandError, LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
+from vof.protocol.session import State
 from vof.protocol.stream import INLINE_BYTES, SCRATCH_BYTES
-from vof.protocol.v5_initiator import SMALL_BYTES, Answer, InitiatorStream
+from vof.protocol.v5_initiator import SMALL_BYTES, InitiatorStream
 
 
 def queue(size=8):
@@ -87,8 +88,17 @@ def test_many_completions_at_once():
 @pytest.mark.parametrize("step", [1, None])
 def test_control_commands_and_their_answers(step):
     stream = InitiatorStream(4, control=True)
-    stream.command(v5.GET_CONFIG, {"offset": 0, "bytes": 8}, b"", "config")
     stream.command(v5.CONNECT, {"length": v5.BODY_BYTES}, b"b" * v5.BODY_BYTES, "connect")
+    with pytest.raises(LocalProtocolError):
+        stream.command(v5.GET_STATUS, {}, b"", "too early")
+    assert len(stream.free) == 3
+    assert drain(stream)[16:] == b"b" * v5.BODY_BYTES
+    feed(stream.inbox, bytes.fromhex("00000000 07000000 00000000 00000000"), step)
+    (answer,) = stream.answers
+    assert (answer.data, answer.status) == ("connect", v5.OK)
+    assert answer.fields["device_instance_id"] == 7
+    stream.answers.clear()
+    stream.command(v5.GET_CONFIG, {"offset": 0, "bytes": 8}, b"", "config")
     stream.command(v5.GET_STATUS, {}, b"", "refused")
     get_config = v5.COMMANDS[v5.GET_CONFIG].command
     sent = drain(stream)
@@ -98,27 +108,38 @@ def test_control_commands_and_their_answers(step):
         "offset": 0,
         "bytes": 8,
     }
-    assert sent[32 : 32 + v5.BODY_BYTES] == b"b" * v5.BODY_BYTES
-    assert len(sent) == 48 + v5.BODY_BYTES
-    answers = [
-        bytes.fromhex("00000100 07000000 00000000 00000000"),
+    assert len(sent) == 32
+    replies = [
         bytes.fromhex("0000feff 05000000 00000000 00000000"),
+        bytes.fromhex("01000100 00000000 00000000 00000000"),
         bytes.fromhex("00000000 05000000 00000200 00000000"),
         bytes.fromhex("0000ffff 00000000 00000000 00000000"),
-        bytes.fromhex("01000200 00000000 00000000 00000000"),
     ]
-    feed(stream.inbox, b"".join(answers), step)
-    connect, config, refused = stream.answers
-    assert isinstance(connect, Answer)
-    assert (connect.data, connect.fields["device_instance_id"]) == ("connect", 7)
-    assert (config.fields["generation"], config.fields["value"]) == (5, 0x20000)
+    feed(stream.inbox, b"".join(replies), step)
+    refused, config = stream.answers
     assert (refused.data, refused.status) == ("refused", v5.ENOCMD)
-    assert [(i, fields["generation"]) for i, fields in stream.notices] == [
-        (v5.ID_CONFIG_CHANGE, 5),
-        (v5.ID_KEEPALIVE, 0),
-    ]
-    assert len(stream.free) == 4
-    assert not stream.used
+    assert (config.data, config.fields["generation"], config.fields["value"]) == (
+        "config",
+        5,
+        0x20000,
+    )
+    assert [ident for ident, _ in stream.notices] == [v5.ID_CONFIG_CHANGE, v5.ID_KEEPALIVE]
+    assert stream.notices[0][1]["generation"] == 5
+    assert sorted(stream.free) == [0, 1, 2, 3]
+    stream.command(v5.DISCONNECT, {}, b"", "bye")
+    feed(stream.inbox, bytes.fromhex("00000000 00000000 00000000 00000000"), step)
+    assert stream.answers[-1].data == "bye"
+    with pytest.raises(LocalProtocolError):
+        stream.command(v5.GET_STATUS, {}, b"", "too late")
+
+
+def test_a_refused_connect_may_be_tried_again():
+    stream = InitiatorStream(4, control=True)
+    for status in (v5.ENOTGT, v5.OK):
+        stream.command(v5.CONNECT, {}, b"", status)
+        feed(stream.inbox, v5.COMPLETION.encode({"status": status, "command_id": 0}))
+        assert stream.answers.popleft().status == status
+    assert stream.session.state is State.LIVE
 
 
 OFFENCES = {
@@ -162,6 +183,7 @@ def test_a_refused_request_is_an_error_with_its_status():
 
 def test_abandon_gives_back_every_request_once():
     stream = InitiatorStream(8, control=True)
+    stream.session.state = State.LIVE
     stream.command(v5.GET_STATUS, {}, b"", "control")
     for token in "abc":
         stream.add([b"?", bytearray(4)], 1, token, None)

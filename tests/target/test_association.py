@@ -9,6 +9,7 @@ import trio
 from tests.models import Echo, Faulty, Hoard
 from tests.wire import Peer, command, connect_control, names, request, serving
 from vof.protocol import v5
+from vof.target.association import HANDLERS
 from vof.target.server import Limits
 from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 
@@ -399,3 +400,19 @@ async def test_drain_deadline(caplog: pytest.LogCaptureFixture):
         await model.holds(1)
         assert not await target.server.drain(0.02)
         assert await control.ended()
+
+
+async def test_disconnect_before_driver_ok_waits_with_the_requests():
+    async with serving(Echo) as target:
+        control, vq = await target.peer(), await target.peer()
+        assert await vq.join(await control.control()) == 0
+        await vq.send(request(1, b"early", 5) + command(v5.DISCONNECT, 2))
+        await control.start()
+        assert await vq.used() == (1, 5, b"early")
+        assert (await vq.answer(v5.DISCONNECT))["command_id"] == 2
+        assert await vq.ended()
+
+
+def test_every_legal_command_has_a_handler():
+    legal = {row.opcode for row in v5.COMMANDS.values() if "c" in row.queues}
+    assert legal == HANDLERS.keys() | {v5.CONNECT, v5.DISCONNECT}

@@ -17,7 +17,7 @@ def model(current: int, written: int) -> int | None:
         return None
     asked = written & ~NEEDS_RESET
     if asked == 0:
-        return 0
+        return None if written else 0
     if current & FAILED:
         return current if asked & FAILED else None
     if current & ~NEEDS_RESET not in STEPS:
@@ -31,8 +31,7 @@ def model(current: int, written: int) -> int | None:
         return current
     if current & NEEDS_RESET:
         return None
-    skips_acknowledge = current == 0 and asked == ACKNOWLEDGE | DRIVER
-    return asked if steps == 1 or skips_acknowledge else None
+    return asked if steps == 1 else None
 
 
 def reachable() -> set[int]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from vof.errors import CommandError, RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v5
+from vof.protocol.session import Event, Session
 from vof.protocol.stream import INLINE_BYTES, Inbox, Outbox, Program
 
 HEADER = struct.Struct("<HH4xII")
@@ -42,6 +43,9 @@ class Answer(NamedTuple):
     fields: dict[str, int]
 
 
+SENT = {v5.CONNECT: Event.CONNECT, v5.DISCONNECT: Event.DISCONNECT}
+"""What sending a control command is to the session; any other is a COMMAND."""
+
 ABANDONED = object()
 """The token of a command whose buffers went back to the driver before it completed."""
 
@@ -54,6 +58,7 @@ class InitiatorStream:
         used: completed requests that were not taken yet: token, used length, context.
         answers: completions of control commands that were not taken yet.
         notices: completions that nobody asked for, that were not taken yet.
+        session: what may be sent and received now.
     """
 
     def __init__(self, size: int, control: bool) -> None:
@@ -65,6 +70,7 @@ class InitiatorStream:
         self.answers: deque[Answer] = deque()
         self.notices: deque[tuple[int, dict[str, int]]] = deque()
         self._entries: list[Entry | None] = [None] * size
+        self.session = Session()
         self._control = control
         self._filling: tuple[int, list[memoryview]] | None = None
         self.inbox.run(self._completions())
@@ -96,7 +102,12 @@ class InitiatorStream:
                 outbox.append(segment)
 
     def command(self, opcode: int, fields: Mapping[str, int], body: bytes, data: object) -> None:
-        """Append any other command. There must be a free id."""
+        """Append any other command. There must be a free id.
+
+        Raises:
+            LocalProtocolError: it may not be sent now; nothing was appended.
+        """
+        self.session.sent(SENT.get(opcode, Event.COMMAND))
         command_id = self.free.pop()
         self._entries[command_id] = (data, opcode, None, 0)
         values = {"opcode": opcode, "command_id": command_id, **fields}
@@ -155,6 +166,7 @@ class InitiatorStream:
         data, ctx, writable, capacity = entry
         if writable is None:
             fields = v5.COMMANDS[ctx].completion.decode(header)
+            self.session.received(_answered(ctx, status))
             self.answers.append(Answer(data, status, fields))
             inbox.pos += 16
         elif status:
@@ -194,6 +206,7 @@ class InitiatorStream:
     def _notice(self, command_id: int, header: memoryview) -> None:
         if not self._control or command_id not in v5.RESERVED_IDS:
             raise RemoteProtocolError(f"a completion for command id {command_id}: none in flight")
+        self.session.received(Event.NOTICE)
         self.notices.append((command_id, v5.CONFIG_EVENT.decode(header)))
 
     # -- ends ---------------------------------------------------------------------------------
@@ -217,6 +230,13 @@ class InitiatorStream:
                     self.inbox.redirect()
                 return entry[0]
         return None
+
+
+def _answered(opcode: object, status: int) -> Event:
+    """Return the event that a completion is."""
+    if opcode == v5.CONNECT:
+        return Event.REFUSED if status else Event.ACCEPTED
+    return Event.DISCONNECTED if opcode == v5.DISCONNECT else Event.COMPLETION
 
 
 def _scatter(segments: Sequence[memoryview], data: memoryview) -> None:

@@ -45,6 +45,7 @@ class FabricDeviceQueue:
         self._touch = touch
         self._progress: trio.Event | None = None
         self._quiet = False
+        self._leaving: int | None = None
         self.push = stream.push  # no call in between on the data path
 
     async def receive(self) -> Sequence[Chain]:
@@ -106,6 +107,8 @@ class FabricDeviceQueue:
             await self._end()
         elif self._quiet:
             await trio.sleep_forever()
+        elif self._leaving is not None:
+            await self._leave(self._leaving)
         elif stream.messages:
             await self._message()
         elif connection.blocked and (stream.paused or stream.outbox.pending() > MOST_UNSENT):
@@ -124,12 +127,7 @@ class FabricDeviceQueue:
         message = stream.messages.pop(0)
         if message.opcode == v5.DISCONNECT:
             self._session.received(Event.DISCONNECT)
-            await self.idle()
-            stream.answer("DISCONNECT completion", message.command_id, v5.OK)
-            self._session.sent(Event.DISCONNECTED)
-            self._connection.flush()
-            await self._connection.drained()
-            self._connection.fail(None)
+            self._leaving = message.command_id
             return
         if message.opcode == v5.CONNECT:
             self._session.received(Event.CONNECT)
@@ -139,6 +137,16 @@ class FabricDeviceQueue:
         self._connection.flush()
         await self._connection.drained()
         stream.inbox.advance()
+
+    async def _leave(self, command_id: int) -> None:
+        """Answer DISCONNECT when nothing is in flight any more. Cancelling it loses nothing."""
+        await self.idle()
+        self._leaving = None
+        self._stream.answer("DISCONNECT completion", command_id, v5.OK)
+        self._session.sent(Event.DISCONNECTED)
+        self._connection.flush()
+        await self._connection.drained()
+        self._connection.fail(None)
 
     async def _step(self) -> None:
         """Wait until something was pushed and flushed."""

@@ -50,10 +50,10 @@ def parse_url(text: str) -> Url:
         raise ConfigError(text, "", f"unknown scheme; expected one of {forms}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     url = Url(parts.scheme, host=unquote(parts.hostname or ""))
-    strange = "@" in parts.netloc or parts.fragment
+    strange = "@" in parts.netloc or bool(parts.fragment)
     if parts.scheme == "vof+unix":
         url = Url(parts.scheme, path=unquote(parts.path), tvqn=options.pop("tvqn", ""))
-        strange = strange or parts.netloc
+        strange = strange or bool(parts.netloc)
     elif parts.scheme == "vof+tcp":
         port = DEFAULT_PORT if port is None else port
         url = url._replace(port=port, tvqn=unquote(parts.path.removeprefix("/")))

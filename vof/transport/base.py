@@ -3,8 +3,12 @@
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
+from urllib.parse import quote
 
 from vof.transport.connection import Connection
+
+SAFE = "/:@,;=-._~"
+"""What stands in a name or a path as it is."""
 
 
 class Url(NamedTuple):
@@ -27,14 +31,15 @@ class Url(NamedTuple):
     options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        options = [f"{key}={value}" for key, value in self.options]
+        options = [f"{quote(key)}={quote(value)}" for key, value in self.options]
+        tvqn = quote(self.tvqn, SAFE)
         if self.scheme == "vof+unix":
-            options = ([f"tvqn={self.tvqn}"] if self.tvqn else []) + options
-            text = f"{self.scheme}://{self.path}"
+            options = ([f"tvqn={tvqn}"] if tvqn else []) + options
+            text = f"{self.scheme}://{quote(self.path, SAFE)}"
         else:
             host = f"[{self.host}]" if ":" in self.host else self.host
             port = f":{self.port}" if self.scheme == "vof+tcp" else ""
-            text = f"{self.scheme}://{host}{port}" + (f"/{self.tvqn}" if self.tvqn else "")
+            text = f"{self.scheme}://{host}{port}" + (f"/{tvqn}" if tvqn else "")
         return text + ("?" + "&".join(options) if options else "")
 
     def with_tvqn(self, tvqn: str) -> "Url":

@@ -24,9 +24,10 @@ class UnixListener(SocketListener):
 
     def close(self) -> None:
         """Stop listening and remove the file."""
-        super().close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.url.path)
+        if self._sock.fileno() >= 0:  # later the file may be somebody else's
+            super().close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.url.path)
 
 
 async def listen(url: Url) -> list[Listener]:

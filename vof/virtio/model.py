@@ -22,7 +22,7 @@ class Chain:
         writable: the segments the device writes, in order.
         token: belongs to the queue the chain came from.
 
-    How bytes are cut into segments carries no meaning (virtio 1.2, 2.6.4). The segments belong to
+    How bytes are cut into segments carries no meaning (virtio 1.2, 2.7.4). The segments belong to
     the device until ``DeviceQueue.push``.
     """
 

@@ -31,7 +31,7 @@ class Phase(Enum):
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.RESET: frozenset({Phase.RESET, Phase.ACKNOWLEDGE, Phase.DRIVER, Phase.FAILED}),
+    Phase.RESET: frozenset({Phase.RESET, Phase.ACKNOWLEDGE, Phase.FAILED}),
     Phase.ACKNOWLEDGE: frozenset({Phase.RESET, Phase.ACKNOWLEDGE, Phase.DRIVER, Phase.FAILED}),
     Phase.DRIVER: frozenset({Phase.RESET, Phase.DRIVER, Phase.FEATURES_OK, Phase.FAILED}),
     Phase.FEATURES_OK: frozenset({Phase.RESET, Phase.FEATURES_OK, Phase.DRIVER_OK, Phase.FAILED}),
@@ -59,7 +59,8 @@ def next_status(current: int, written: int) -> int:
         LocalProtocolError: the write is not legal now; it changes nothing.
     """
     old, new = phase_of(current), phase_of(written & 0xFF)
-    if old is None or new is None or written > 0xFF or new not in TRANSITIONS[old]:
+    half_reset = new is Phase.RESET and written != 0
+    if old is None or new is None or written > 0xFF or new not in TRANSITIONS[old] or half_reset:
         raise LocalProtocolError(
             f"status 0x{written:02x} may not be written over 0x{current:02x}: "
             "set ACKNOWLEDGE, DRIVER, FEATURES_OK and DRIVER_OK in this order, or 0 to reset"
