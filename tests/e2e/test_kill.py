@@ -5,78 +5,104 @@ import hashlib
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import trio
 
 import vof
-from vof.errors import ConnectionLost
+from vof.errors import ConnectionLost, QueueBroken
 from vof.initiator.drivers import Blk
 
-SIZE = 4 << 20
+LIVES = 3
+WRITERS = 16
+BLOCKS = 640
 BLOCK = 4096
 
 
-def start(image) -> tuple[subprocess.Popen, str]:
-    target = subprocess.Popen(
+@contextmanager
+def target(image):
+    """A target process and the URL of its disk; killed at the end."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "vof", "target", "--listen", "vof+tcp://127.0.0.1:0"]
         + ["--blk", f"{image},tvqn=disk,queues=2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    return target, target.stdout.readline().strip()
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
-def content(block: int, round_: int) -> bytes:
-    return hashlib.shake_128(f"{block}/{round_}".encode()).digest(BLOCK)
+def content(block: int, number: int) -> bytes:
+    """What write ``number`` puts there; write 0 is the fresh disk."""
+    if not number:
+        return bytes(BLOCK)
+    return hashlib.shake_128(f"{block}/{number}".encode()).digest(BLOCK)
+
+
+class Record:
+    """What each block may hold: what was acknowledged last, or what was in flight at a kill."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.acknowledged: dict[int, int] = {}
+        self.maybe: dict[int, int] = {}
+
+    def check(self, block: int, data: bytes) -> None:
+        """What is there now is there to stay."""
+        possible = {self.acknowledged[block], self.maybe.pop(block, self.acknowledged[block])}
+        (found,) = (number for number in possible if data == content(block, number))
+        self.acknowledged[block] = found
+
+    async def write(self, disk: Blk, first: int, enough: trio.Event) -> None:
+        """Write blocks of its own until the connection ends."""
+        while True:
+            for block in range(first, BLOCKS, WRITERS):
+                self.number += 1
+                number = self.number
+                try:
+                    await disk.write(block * BLOCK, content(block, number))
+                except ConnectionLost as error:
+                    assert error.maybe_executed
+                    self.maybe[block] = number
+                    return
+                except QueueBroken as error:  # it came after the end: nothing was sent
+                    assert not error.maybe_executed
+                    assert isinstance(error.cause, ConnectionLost)
+                    return
+                self.acknowledged[block] = number
+            enough.set()
 
 
 async def test_killed_under_verified_writes(tmp_path):
     image = tmp_path / "disk.img"
     with image.open("wb") as file:
-        file.truncate(SIZE)
-    acknowledged: dict[int, int] = {}
-    attempted: dict[int, int] = {}
-    for life in range(3):
-        target, url = start(image)
-        try:
-            lost: list[bool] = []
-            enough = trio.Event()
+        file.truncate(BLOCKS * BLOCK)
+    record = Record()
+    record.acknowledged = dict.fromkeys(range(BLOCKS), 0)
+    in_flight = 0
+    for life in range(LIVES):
+        with target(image) as (process, url):
             async with vof.connect(url) as device, Blk(device, queues=2) as disk:
-                for block in acknowledged:
-                    data = await disk.read(block * BLOCK, BLOCK)
-                    # In flight at the end: either is right, and one of them it is from now on.
-                    for round_ in (acknowledged[block], attempted[block]):
-                        if data == content(block, round_):
-                            acknowledged[block] = round_
-                            break
-                    else:
-                        raise AssertionError(f"block {block} lost a write")
-
-                async def writer(first: int, life=life, disk=disk, lost=lost, enough=enough):
-                    try:
-                        for number in range(100_000):
-                            block = first + 16 * (number % 40)
-                            attempted[block] = life * 100_000 + number
-                            await disk.write(block * BLOCK, content(block, attempted[block]))
-                            acknowledged[block] = attempted[block]
-                            if number == 30:
-                                enough.set()
-                    except ConnectionLost as error:
-                        lost.append(error.maybe_executed)
-
+                if life:
+                    for block in range(BLOCKS):
+                        record.check(block, await disk.read(block * BLOCK, BLOCK))
                 with trio.fail_after(30):
                     async with trio.open_nursery() as nursery:
-                        for first in range(16):
-                            nursery.start_soon(writer, first)
+                        enough = trio.Event()
+                        for first in range(WRITERS):
+                            nursery.start_soon(record.write, disk, first, enough)
                         await enough.wait()
-                        target.send_signal(signal.SIGKILL)
-                assert len(lost) == 16
-                assert any(lost)
+                        process.send_signal(signal.SIGKILL)
+                in_flight += len(record.maybe)
                 with trio.fail_after(5), pytest.raises(ConnectionLost):
                     await device.get_status()
-        finally:
-            target.kill()
-            target.wait()
-            target.stdout.close()
+    assert in_flight
+    data = image.read_bytes()
+    for block in range(BLOCKS):
+        record.check(block, data[block * BLOCK :][:BLOCK])
