@@ -183,6 +183,20 @@ async def test_a_stale_socket_file_is_replaced(tmp_path):
     assert not path.exists()
 
 
+async def test_a_listener_too_busy_to_answer_is_alive(tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(path)
+        busy.listen(0)
+        first.connect(path)
+        with pytest.raises(OSError, match="in use"):
+            await listen(Url("vof+unix", path=path))
+        second = socket.socket(socket.AF_UNIX)
+        second.setblocking(False)
+        with second, pytest.raises(BlockingIOError):
+            second.connect(path)  # the file is still there, and so is the queue
+
+
 async def test_another_file_is_not_replaced(tmp_path):
     path = tmp_path / "file"
     path.write_text("precious")
