@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import vof
-from vof.errors import ConnectionLost, QueueBroken
+from vof.errors import ConnectionLost, QueueBroken, VofError
 from vof.initiator.drivers import Blk
 
 LIVES = 3
@@ -52,6 +52,7 @@ class Record:
         self.number = 0
         self.acknowledged: dict[int, int] = {}
         self.maybe: dict[int, int] = {}
+        self.ends: list[VofError] = []
 
     def check(self, block: int, data: bytes) -> None:
         """What is there now is there to stay."""
@@ -67,13 +68,10 @@ class Record:
                 number = self.number
                 try:
                     await disk.write(block * BLOCK, content(block, number))
-                except ConnectionLost as error:
-                    assert error.maybe_executed
-                    self.maybe[block] = number
-                    return
-                except QueueBroken as error:  # it came after the end: nothing was sent
-                    assert not error.maybe_executed
-                    assert isinstance(error.cause, ConnectionLost)
+                except VofError as error:
+                    self.ends.append(error)
+                    if error.maybe_executed:
+                        self.maybe[block] = number
                     return
                 self.acknowledged[block] = number
             enough.set()
@@ -99,6 +97,15 @@ async def test_killed_under_verified_writes(tmp_path):
                             nursery.start_soon(record.write, disk, first, enough)
                         await enough.wait()
                         process.send_signal(signal.SIGKILL)
+                assert len(record.ends) == WRITERS
+                for error in record.ends:
+                    if isinstance(error, QueueBroken):  # it came after the end: nothing was sent
+                        assert not error.maybe_executed
+                        error = error.cause
+                    else:
+                        assert error.maybe_executed
+                    assert isinstance(error, ConnectionLost)
+                record.ends.clear()
                 in_flight += len(record.maybe)
                 with trio.fail_after(5), pytest.raises(ConnectionLost):
                     await device.get_status()
