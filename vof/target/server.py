@@ -189,10 +189,10 @@ class Server:
             )
             session.sent(Event.ACCEPTED if bound else Event.REFUSED)
             connection.flush()
-            stream.inbox.advance()
             if bound:
                 stream.trim()  # many queues are connected and not used for long
-                return bound
+                return bound  # which reads on: what came behind CONNECT is its to judge
+            stream.inbox.advance()
         return None
 
     def _bind(
