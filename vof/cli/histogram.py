@@ -18,12 +18,19 @@ class Histogram:
 
     def add(self, value: int, times: int = 1) -> None:
         """Count a value."""
-        shift = max(value.bit_length() - SUB_BITS - 1, 0)
+        shift = value.bit_length() - SUB_BITS - 1
+        if shift < 0:
+            shift = 0
         bucket = (shift << SUB_BITS) + (value >> shift)
-        self.counts[bucket] = self.counts.get(bucket, 0) + times
-        if not self.weight or value < self.least:
+        counts = self.counts
+        if bucket in counts:
+            counts[bucket] += times
+        else:
+            counts[bucket] = times
+        if value > self.largest:
+            self.largest = value
+        if value < self.least or not self.weight:
             self.least = value
-        self.largest = max(self.largest, value)
         self.weight += times
         self.total += value * times
 

@@ -10,11 +10,13 @@ that was not alone lets the tasks woken with it run, so that what they add goes 
 from collections.abc import Sequence
 
 import trio
+from trio.lowlevel import current_task, wait_task_rescheduled
 
-from vof.errors import QueueBroken, VofError
+from vof.errors import QueueBroken, QueueFull, VofError
 from vof.memory import Buffer
 from vof.virtio.virtqueue import Virtqueue
 
+SUCCEEDED = trio.lowlevel.Abort.SUCCEEDED
 PENDING = -1
 BROKEN = -2
 
@@ -22,11 +24,18 @@ BROKEN = -2
 class _Request:
     """A waiter, and the token of its buffer."""
 
-    __slots__ = ("task", "written")
+    __slots__ = ("task", "waiting", "written")
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: "dict[_Request, None]") -> None:
         self.task: trio.lowlevel.Task | None = None
         self.written = PENDING
+        self.waiting = waiting
+
+    def abort(self, _: object) -> trio.lowlevel.Abort:
+        """Sleep no more: the buffer stays with the queue."""
+        del self.waiting[self]
+        self.task = None
+        return SUCCEEDED
 
 
 class RequestQueue:
@@ -38,6 +47,7 @@ class RequestQueue:
 
     def __init__(self, vq: Virtqueue) -> None:
         self.vq = vq
+        self._add = vq.add_sgs
         self._leading = False
         self._crowd = False
         self._waiting: dict[_Request, None] = {}
@@ -56,33 +66,35 @@ class RequestQueue:
             QueueBroken: the queue was broken before; nothing was sent.
             VofError: what broke the queue meanwhile, with ``maybe_executed`` set.
         """
-        vq = self.vq
-        while not vq.num_free and not vq.is_broken:
-            await self._wait_room()
-        request = _Request()
-        vq.add_sgs(sgs, out_sgs, in_sgs, request)
+        request = _Request(self._waiting)
+        try:
+            self._add(sgs, out_sgs, in_sgs, request)
+        except QueueFull:
+            await self._add_later(sgs, out_sgs, in_sgs, request)
         self._waiting[request] = None
         if self._leading:
-            await self._follow(request)
+            request.task = current_task()
+            await wait_task_rescheduled(request.abort)
         if request.written == PENDING:
             await self._lead(request)
         if request.written < 0:
+            vq = self.vq
             cause = vq.broken_by
             if not isinstance(cause, VofError):
                 cause = QueueBroken(f"queue {vq.name} was broken", cause)
             raise cause.as_in_flight()
         return request.written
 
-    async def _follow(self, request: _Request) -> None:
-        """Sleep until the request is done, or it is our turn to lead."""
-        request.task = trio.lowlevel.current_task()
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            del self._waiting[request]
-            request.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    async def _add_later(
+        self, sgs: Sequence[Buffer], out_sgs: int, in_sgs: int, request: _Request
+    ) -> None:
+        """Add to a full queue as soon as it has room."""
+        while True:
+            await self._wait_room()
+            try:
+                return self._add(sgs, out_sgs, in_sgs, request)
+            except QueueFull:
+                pass
 
     async def _lead(self, request: _Request) -> None:
         """Kick, wait and wake, until our own request is done."""
