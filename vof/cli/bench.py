@@ -2,6 +2,7 @@
 """``vof bench``: how fast a remote device is."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.epilog = EPILOG
     parser.add_argument("url")
-    parser.add_argument("--depth", type=int, default=32, help="requests in flight on each queue")
-    parser.add_argument("--size", default="4k", help="bytes of each request")
-    parser.add_argument("--mix", default="randread", help="what to do; see below")
-    parser.add_argument("--queues", type=int, default=1, help="queues, each its own connection")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long")
+    parser.add_argument(
+        "--depth", type=int, default=32, help="requests in flight on each queue (32)"
+    )
+    parser.add_argument("--size", default="4k", help="bytes of each request (4k)")
+    parser.add_argument("--mix", default="randread", help="what to do, see below (randread)")
+    parser.add_argument("--queues", type=int, default=1, help="of each connected device")
+    parser.add_argument(
+        "--connections", type=int, default=1, metavar="N", help="connect to the device N times"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long at most (5)")
     parser.add_argument("--requests", type=int, help="stop after so many")
     parser.add_argument(
         "--await",
@@ -51,15 +57,17 @@ def run(args: argparse.Namespace) -> int:
 
     result = trio.run(load.measure, args.url, _job(args))
     facts = _facts(args, result)
-    if args.plot:
-        from vof.cli.plot import distribution
-
-        title = f"{args.mix}, {args.size}, depth {args.depth}, {result.rate:,.0f} a second"
-        Path(args.plot).write_text(distribution(result.latency, title))
     if args.json:
         print_json("bench", facts)
     else:
         _show(facts)
+    if args.plot:
+        from vof.cli.plot import distribution
+
+        title = f"{args.mix}, {args.size}, depth {args.depth}, {result.rate:,.0f} a second"
+        Path(args.plot).write_text(distribution(result.latency, title), encoding="utf-8")
+    if result.errors:
+        print(f"vof: the device failed {result.errors} requests", file=sys.stderr)
     return 1 if result.errors else 0
 
 
@@ -75,24 +83,26 @@ def _job(args: argparse.Namespace) -> "Job":
         reads = -1
     if not 0 <= reads <= 100:
         raise ConfigError("command line", "--mix", f"expected {', '.join(MIXES)} or randrw:PERCENT")
-    for option in ("depth", "queues"):
+    for option in ("depth", "queues", "connections"):
         if not 1 <= getattr(args, option) <= 32768:
             raise ConfigError("command line", f"--{option}", "expected 1 to 32768")
     size = parse_size("--size", args.size)
     if not 0 < size <= 1 << 24:
         raise ConfigError("command line", "--size", "expected 1 byte to 16 MiB")
-    if args.seconds <= 0:
+    if not 0 < args.seconds < 1e6:
         raise ConfigError("command line", "--seconds", "expected more than 0")
-    most = args.requests or (1 << 62)
+    if args.requests is not None and args.requests < 1:
+        raise ConfigError("command line", "--requests", "expected 1 or more")
     return Job(
-        size,
-        args.depth,
-        args.queues,
-        args.seconds,
-        most,
-        reads,
-        name.startswith("rand"),
-        args.awaited,
+        size=size,
+        depth=args.depth,
+        queues=args.queues,
+        seconds=args.seconds,
+        requests=1 << 62 if args.requests is None else args.requests,
+        reads=reads,
+        random=name.startswith("rand"),
+        awaited=args.awaited,
+        connections=args.connections,
     )
 
 
@@ -104,6 +114,7 @@ def _facts(args: argparse.Namespace, result: "Result") -> dict[str, object]:
         "size": parse_size("--size", args.size),
         "depth": args.depth,
         "queues": args.queues,
+        "connections": args.connections,
         "awaited": args.awaited,
         "seconds": round(result.seconds, 6),
         "requests": result.requests,

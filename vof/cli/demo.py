@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     log = Path(folder, "target.log")
     kept = False
     target: subprocess.Popen[bytes] | None = None
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with image.open("wb") as file:
             file.truncate(DISK)
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             say("all done; stopping the target")
     finally:
+        signal.signal(signal.SIGTERM, before)
         if not kept:
             code = stop(target) if target is not None else 0
             for path in (image, log):
@@ -171,7 +173,16 @@ async def tour(disk_url: str, rng_url: str, image: Path, seconds: float) -> None
         say(f"random bytes: {one[:16].hex()} …")
     rows = []
     for depth in (1, 32):
-        job = load.Job(4096, depth, 1, seconds, 1 << 62, 100, True, False)
+        job = load.Job(
+            size=4096,
+            depth=depth,
+            queues=1,
+            seconds=seconds,
+            requests=1 << 62,
+            reads=100,
+            random=True,
+            awaited=False,
+        )
         result = await load.measure(disk_url, job)
         check(not result.errors, "the measured requests")
         say(f"measured 4 KiB random reads, depth {depth}, for {result.seconds:.1f} s")

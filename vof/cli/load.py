@@ -2,30 +2,37 @@
 """The load generator behind ``vof bench`` and ``vof demo``.
 
 It drives virtqueues by their operations: everything used is taken and offered again before one
-kick; then it waits. Buffers are made once. Requests taken together were mostly sent together, so
-their latency is counted once for all of them.
+kick; then it waits. Buffers and headers are made once. Requests taken together were mostly sent
+together, so their latency is counted once for all of them.
 """
 
 import random
 import resource
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import chain, cycle, repeat
 from time import perf_counter, perf_counter_ns
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 import vof
 from vof.cli.histogram import Histogram
-from vof.errors import InvalidArgument
-from vof.initiator.drivers.blk import Blk
+from vof.errors import DeviceError, InvalidArgument, VofError
+from vof.initiator.drivers import Blk, Rng
 from vof.transport import polling
 from vof.virtio.blk import REQUEST, SECTOR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from vof.virtio.constants import VIRTIO_ID_BLOCK, VIRTIO_ID_RNG
-from vof.virtio.device import VirtioDevice, VirtqueueInfo
 from vof.virtio.virtqueue import Virtqueue
 
+if TYPE_CHECKING:
+    from vof.memory import Buffer
+
 PLACES = 10007
+"""Random places before they repeat; a prime, so that no pattern of the queues fits it."""
+GRACE_S = 30.0
+"""How long requests may be unanswered after the end."""
 
 
 class Job(NamedTuple):
@@ -34,12 +41,13 @@ class Job(NamedTuple):
     Attributes:
         size: bytes of a request.
         depth: requests in flight on each queue.
-        queues: how many.
+        queues: how many on each device.
         seconds: how long at most.
         requests: how many at most, in all.
         reads: percentage of reads.
         random: places at random, else front to back.
         awaited: by tasks that await the driver.
+        connections: how many times the device is connected to.
     """
 
     size: int
@@ -50,6 +58,7 @@ class Job(NamedTuple):
     reads: int
     random: bool
     awaited: bool
+    connections: int = 1
 
 
 class Result(NamedTuple):
@@ -87,7 +96,7 @@ class _Tally:
         self.start = perf_counter()
         self.latency = Histogram()
         self.requests = self.bytes = self.errors = 0
-        self.most = job.requests
+        self.left = job.requests
         self.deadline = self.start + job.seconds
 
     def result(self) -> Result:
@@ -105,143 +114,180 @@ class _Tally:
         )
 
 
+Headers = Iterator[bytes]
+"""Request headers of a disk, without end."""
+
+
 class _Slot:
     """One request in the making: its buffers, and when it was sent.
 
     Attributes:
-        sgs: as ``add_sgs`` takes them.
-        out_sgs: how many of them are readable.
-        header: where the request header is written, or None.
-        answer: the writable buffer; ends with the status byte where there is a header.
+        read: buffers of a read, as ``add_sgs`` takes them: header if there is one, answer.
+        write: buffers of a write: header, data, status.
+        status: the last byte of the answer, for both.
         sent: nanoseconds.
     """
 
-    __slots__ = ("answer", "header", "out_sgs", "sent", "sgs")
+    __slots__ = ("read", "sent", "status", "write")
 
-    def __init__(self, size: int, read: bool, block: bool) -> None:
+    def __init__(self, size: int, data: bytes | None) -> None:
+        answer = memoryview(bytearray(size + (data is not None)))
+        self.status = answer[-1:]
+        self.read: list[Buffer] = [answer] if data is None else [b"", answer]
+        self.write: list[Buffer] = [b"", data or b"", self.status]
         self.sent = 0
-        self.header: memoryview | None = None
-        self.answer = memoryview(bytearray((size if read else 0) + block))
-        self.out_sgs = int(block)
-        self.sgs: list[memoryview] = [self.answer]
-        if block:
-            self.header = memoryview(bytearray(REQUEST.size + (0 if read else size)))
-            self.sgs = [self.header, self.answer]
 
 
-def _places(job: Job, capacity: int) -> Callable[[], int]:
-    """Return a function that gives the first sector of the next request."""
+def _headers(job: Job, capacity: int) -> Headers:
+    """Return the headers of all requests to a disk."""
     step = job.size // SECTOR
     steps = capacity // job.size
     if not steps:
         raise InvalidArgument(f"the disk has {capacity} bytes, less than one request")
+    reads = round(PLACES * job.reads / 100)
+    kinds = [VIRTIO_BLK_T_IN] * reads + [VIRTIO_BLK_T_OUT] * (PLACES - reads)
+    random.shuffle(kinds)
     if job.random:
-        chosen = [random.randrange(steps) * step for _ in range(PLACES)]
-    else:
-        chosen = [number * step for number in range(min(steps, 1 << 20))]
-    number = count().__next__
-    total = len(chosen)
-    return lambda: chosen[number() % total]
+        places = [random.randrange(steps) * step for _ in kinds]
+        return cycle([*map(REQUEST.pack, kinds, repeat(0), places)])
+    front_to_back = chain.from_iterable(repeat(range(0, steps * step, step)))
+    return map(REQUEST.pack, cycle(kinds), repeat(0), front_to_back)
 
 
-async def _drive(vq: Virtqueue, job: Job, tally: _Tally, place: Callable[[], int] | None) -> None:
-    """Keep ``depth`` requests in flight on one queue until it is time to stop."""
-    add, get_buf, pack = vq.add_sgs, vq.get_buf, REQUEST.pack_into
-    latency = tally.latency.add
-    depth = min(job.depth, vq.get_vring_size())
-    reads = (
-        round(depth * job.reads / 100) if job.reads not in (0, 100) else depth * job.reads // 100
-    )
-    now = perf_counter_ns()
-    for number in range(depth):
-        slot = _Slot(job.size, number < reads or place is None, place is not None)
-        if slot.header is not None and place is not None:
-            kind = VIRTIO_BLK_T_IN if number < reads else VIRTIO_BLK_T_OUT
-            pack(slot.header, 0, kind, 0, place())
-        slot.sent = now
-        add(slot.sgs, slot.out_sgs, 1, slot)
-    inflight = depth
-    size, block = job.size, place is not None
-    while inflight and not vq.is_broken:
+async def _drive(vq: Virtqueue, job: Job, headers: Headers | None, tally: _Tally) -> None:
+    """Keep ``depth`` requests in flight on one queue until it is time to stop.
+
+    Without headers, a request is for random bytes.
+    """
+    add, get_buf, latency = vq.add_sgs, vq.get_buf, tally.latency.add
+    header = None if headers is None else headers.__next__
+    data = None if headers is None else random.randbytes(job.size if job.reads < 100 else 0)
+    slots = [_Slot(job.size, data) for _ in range(min(job.depth, tally.left))]
+    inflight = 0
+    while True:
+        now = perf_counter_ns()
+        for slot in slots:
+            slot.sent = now
+            if header is None:
+                add(slot.read, 0, 1, slot)
+            elif (head := header())[0] == VIRTIO_BLK_T_IN:
+                slot.read[0] = head
+                add(slot.read, 1, 1, slot)
+            else:
+                slot.write[0] = head
+                add(slot.write, 2, 1, slot)
+        tally.left -= len(slots)
+        inflight += len(slots)
+        if not inflight:
+            return
         vq.kick()
         await vq.wait_used()
-        stop = perf_counter() >= tally.deadline or tally.requests >= tally.most
+        vq.check_usable()
+        used: list[tuple[_Slot, int]] = list(iter(get_buf, None))  # type: ignore[arg-type]
         now = perf_counter_ns()
-        taken = together = sent = 0
-        while (used := get_buf()) is not None:
-            slot = used[0]  # type: ignore[assignment]  # nobody else adds
-            taken += 1
+        slots = []
+        together = sent = 0
+        for slot, written in used:
+            slots.append(slot)
             if slot.sent == sent:
                 together += 1
             else:
                 if together:
                     latency(now - sent, together)
                 sent, together = slot.sent, 1
-            if block and slot.answer[-1]:
+            if header is None:
+                tally.bytes += written
+            elif slot.status[0] or not written:
                 tally.errors += 1
-            if stop:
-                inflight -= 1
-                continue
-            if place is not None:
-                slot.header[8:16] = place().to_bytes(8, "little")  # type: ignore[index]  # it has one
-            slot.sent = now
-            add(slot.sgs, slot.out_sgs, 1, slot)
         if together:
             latency(now - sent, together)
-        tally.requests += taken
-        tally.bytes += taken * size
-    vq.check_usable()
+        inflight -= len(slots)
+        tally.requests += len(slots)
+        if header is not None:
+            tally.bytes += len(slots) * job.size
+        del slots[tally.left if perf_counter() < tally.deadline else 0 :]
 
 
-async def _await(disk: Blk, job: Job, tally: _Tally, place: Callable[[], int], read: bool) -> None:
+async def _await(driver: Blk | Rng, job: Job, headers: Headers, tally: _Tally) -> None:
     """Await one request after the other until it is time to stop."""
-    size, data = job.size, bytes(job.size)
-    while perf_counter() < tally.deadline and tally.requests < tally.most:
+    size, data, unpack = job.size, random.randbytes(job.size), REQUEST.unpack
+    while tally.left > 0 and perf_counter() < tally.deadline:
+        tally.left -= 1
         start = perf_counter_ns()
-        if read:
-            await disk.read(place() * SECTOR, size)
-        else:
-            await disk.write(place() * SECTOR, data)
+        try:
+            if isinstance(driver, Rng):
+                await driver.read(size)
+            else:
+                kind, _, sector = unpack(next(headers))
+                if kind == VIRTIO_BLK_T_IN:
+                    await driver.read(sector * SECTOR, size)
+                else:
+                    await driver.write(sector * SECTOR, data)
+        except DeviceError:
+            tally.errors += 1
         tally.latency.add(perf_counter_ns() - start)
         tally.requests += 1
         tally.bytes += size
 
 
-async def _block(device: VirtioDevice, job: Job) -> Result:
-    if job.size % SECTOR:
-        raise InvalidArgument(f"requests to a disk are multiples of {SECTOR} bytes")
-    async with Blk(device, job.queues) as disk:
-        if disk.num_queues < job.queues:
-            raise InvalidArgument(f"the device has {disk.num_queues} queues, not {job.queues}")
-        if job.reads < 100 and disk.read_only:
+async def _start(stack: AsyncExitStack, url: str, job: Job) -> Blk | Rng:
+    """Connect once more, and start the device. Raises InvalidArgument if the job does not fit."""
+    device = await stack.enter_async_context(vof.connect(url))
+    driver: Blk | Rng
+    if device.device_id == VIRTIO_ID_BLOCK:
+        driver = await stack.enter_async_context(Blk(device, job.queues))
+        if job.size % SECTOR:
+            raise InvalidArgument(f"requests to a disk are multiples of {SECTOR} bytes")
+        if job.reads < 100 and driver.read_only:
             raise InvalidArgument("the disk is read-only")
-        place = _places(job, disk.capacity)
-        tally = _Tally(job)
+    elif device.device_id == VIRTIO_ID_RNG:
+        driver = await stack.enter_async_context(Rng(device))
+        if job.reads < 100:
+            raise InvalidArgument("a source of random bytes is only read")
+    else:
+        raise InvalidArgument(f"no load for devices of type {device.device_id}")
+    if len(device.vqs) < job.queues:
+        raise InvalidArgument(f"the device has {len(device.vqs)} queues, not {job.queues}")
+    size = min(vq.get_vring_size() for vq in device.vqs)
+    if size < job.depth and not job.awaited:
+        raise InvalidArgument(f"a queue of the device holds {size} requests, not {job.depth}")
+    return driver
+
+
+async def _together(loads: Sequence[Callable[[], Awaitable[None]]], seconds: float) -> None:
+    """Run loads at once. The first error ends all, and so does a device that does not answer."""
+    errors: list[VofError] = []
+
+    async def guarded(load: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        try:
+            await load()
+        except VofError as error:
+            errors.append(error)
+            scope.cancel()
+
+    with trio.move_on_after(seconds + GRACE_S) as patience:
         async with trio.open_nursery() as nursery:
-            if not job.awaited:
-                for vq in device.vqs:
-                    nursery.start_soon(_drive, vq, job, tally, place)
-            else:
-                tasks = job.depth * job.queues
-                reads = tasks * job.reads // 100
-                for number in range(tasks):
-                    nursery.start_soon(_await, disk, job, tally, place, number < reads)
-        return tally.result()
-
-
-async def _entropy(device: VirtioDevice, job: Job) -> Result:
-    await device.initialize(0)
-    (vq,) = await device.find_vqs([VirtqueueInfo("requestq")])
-    await device.ready()
-    tally = _Tally(job)
-    await _drive(vq, job, tally, None)
-    return tally.result()
+            for load in loads:
+                nursery.start_soon(guarded, load, nursery.cancel_scope)
+    if errors:
+        raise errors[0]
+    if patience.cancelled_caught:
+        raise VofError(f"requests are unanswered {GRACE_S:g} s after the end")
 
 
 async def measure(url: str, job: Job) -> Result:
     """Run a job on the device at a URL. Suspends. Raises VofError."""
-    kinds = {VIRTIO_ID_BLOCK: _block, VIRTIO_ID_RNG: _entropy}
-    async with vof.connect(url) as device:
-        if device.device_id not in kinds:
-            raise InvalidArgument(f"no load for devices of type {device.device_id}")
-        return await kinds[device.device_id](device, job)
+    async with AsyncExitStack() as stack:
+        drivers = [await _start(stack, url, job) for _ in range(job.connections)]
+        first = drivers[0]
+        headers = _headers(job, first.capacity) if isinstance(first, Blk) else None
+        tally = _Tally(job)
+        loads: list[Callable[[], Awaitable[None]]] = []
+        for driver in drivers:
+            if job.awaited:
+                task = partial(_await, driver, job, headers or iter(()), tally)
+                loads += [task] * (job.depth * job.queues)
+            else:
+                loads += [partial(_drive, vq, job, headers, tally) for vq in driver.device.vqs]
+        await _together(loads, job.seconds)
+        return tally.result()

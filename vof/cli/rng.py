@@ -3,6 +3,12 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
+from typing import BinaryIO
+
+from vof.sizes import parse_size
+
+STEP = 1 << 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,22 +23,25 @@ def run(args: argparse.Namespace) -> int:
     """Read and write out."""
     import trio
 
-    from vof.sizes import parse_size
-
-    data = trio.run(_read, args.url, parse_size("count", args.count))
-    if args.hex:
-        data = data.hex().encode() + b"\n"
-    if args.output == "-":
-        sys.stdout.buffer.write(data)
-    else:
-        with open(args.output, "wb") as file:
-            file.write(data)
+    count = parse_size("count", args.count)
+    with ExitStack() as stack:
+        file: BinaryIO = sys.stdout.buffer
+        if args.output != "-":
+            file = stack.enter_context(open(args.output, "wb"))
+        trio.run(_copy, args.url, count, file, args.hex)
     return 0
 
 
-async def _read(url: str, count: int) -> bytes:
+async def _copy(url: str, count: int, file: BinaryIO, digits: bool) -> None:
+    """Read ``count`` bytes and write them out, piece by piece."""
+    import trio
+
     import vof
-    from vof.initiator.drivers.rng import Rng
+    from vof.initiator.drivers import Rng
 
     async with vof.connect(url) as device, Rng(device) as rng:
-        return await rng.read(count)
+        for start in range(0, count, STEP):
+            data = await rng.read(min(STEP, count - start))
+            await trio.to_thread.run_sync(file.write, data.hex().encode() if digits else data)
+    if digits:
+        file.write(b"\n")
