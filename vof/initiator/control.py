@@ -98,7 +98,10 @@ class ControlQueue:
         """
         connection, pending = self._connection, []
         for opcode, fields in requests:
-            await self._room.acquire()
+            with trio.move_on_after(self._timeout) as scope:
+                await self._room.acquire()
+            if scope.cancelled_caught:
+                raise self._silent(opcode)
             if connection.error is not None:
                 self._room.release()
                 raise connection.error.as_in_flight()
@@ -110,11 +113,15 @@ class ControlQueue:
             with trio.move_on_after(self._timeout):
                 await each.event.wait()
             if each.answer is None:
-                connection.fail(silence(connection, each.opcode, self._timeout))
-                assert connection.error is not None
-                raise connection.error.as_in_flight()
+                raise self._silent(each.opcode)
             results.append(result(each.opcode, each.answer))
         return results
+
+    def _silent(self, opcode: int) -> VofError:
+        """End the connection, if it lives, and return why a command gets no answer."""
+        self._connection.fail(silence(self._connection, opcode, self._timeout))
+        assert self._connection.error is not None
+        return self._connection.error.as_in_flight()
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Read until the connection ends; then everybody who waits gets its error."""
@@ -141,6 +148,7 @@ class ControlQueue:
         for pending in stream.inflight():
             assert isinstance(pending, _Pending)
             pending.event.set()
+            self._room.release()
         self._lost(connection.error)
 
     async def _keep_alive(self) -> None:
