@@ -140,13 +140,30 @@ class FabricDeviceQueue:
 
     async def _leave(self, command_id: int) -> None:
         """Answer DISCONNECT when nothing is in flight any more. Cancelling it loses nothing."""
-        await self.idle()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self.idle()
+            nursery.cancel_scope.cancel()
+        if self._connection.error is not None:
+            await self._end()
         self._leaving = None
         self._stream.answer("DISCONNECT completion", command_id, v5.OK)
         self._session.sent(Event.DISCONNECTED)
         self._connection.flush()
         await self._connection.drained()
         self._connection.fail(None)
+
+    async def _watch(self) -> None:
+        """While DISCONNECT waits, notice the end of the connection; nothing else may come."""
+        connection = self._connection
+        try:
+            while not connection.receive() and connection.error is None:
+                await connection.wait()
+            if connection.error is None:
+                self._session.received(Event.COMMAND)
+        except RemoteProtocolError as error:
+            connection.fail(error)
+        self.flush()  # wakes idle()
 
     async def _step(self) -> None:
         """Wait until something was pushed and flushed."""
