@@ -76,8 +76,10 @@ class connect:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._device.close()
-        await self._finish()
+        try:
+            await self._device.close()
+        finally:  # also when a driver's callback raises
+            await self._finish()
 
     async def _finish(self) -> None:
         """End the background tasks. The block's own exception passes by unwrapped."""

@@ -67,6 +67,7 @@ class FabricDevice(VirtioDevice):
         self._keepalive = keepalive
         self._nursery = nursery
         self._queues: list[FabricVirtqueue] = []
+        self._news = self._looking = False
         self._connection: Connection
         self._control: ControlQueue
 
@@ -244,18 +245,25 @@ class FabricDevice(VirtioDevice):
     def _notice(self, ident: int, fields: dict[str, int]) -> None:
         """A completion that nobody asked for."""
         if ident == v5.ID_CONFIG_CHANGE:
-            self._nursery.start_soon(self._look)
+            self._news = True
+            if not self._looking:  # one task looks, however many events a target sends
+                self._looking = True
+                self._nursery.start_soon(self._look)
 
     async def _look(self) -> None:
         """After a config-change event: read the status, re-arm the event, tell the driver."""
         try:
-            status = await self.get_status()
-            await self.generation()
+            while self._news:
+                self._news = False
+                status = await self.get_status()
+                await self.generation()
+                self.needs_reset = bool(status & VIRTIO_CONFIG_S_NEEDS_RESET)
+                if self.config_changed is not None:
+                    self.config_changed(self)
         except VofError:
-            return  # whoever uses the device is told by the control queue's end
-        self.needs_reset = bool(status & VIRTIO_CONFIG_S_NEEDS_RESET)
-        if self.config_changed is not None:
-            self.config_changed(self)
+            pass  # whoever uses the device is told by the control queue's end
+        finally:
+            self._looking = False
 
     def _lost(self, error: VofError) -> None:
         """The control queue ended, so the device instance did."""
