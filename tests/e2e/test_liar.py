@@ -2,84 +2,18 @@
 """A target that lies: the queue breaks with a clear error, and nothing hangs."""
 
 import struct
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 import vof
+from tests.liar import lying
 from vof.errors import CommandError, ConnectionLost, QueueBroken, RemoteProtocolError, VofError
 from vof.initiator.requests import RequestQueue
 from vof.protocol import v5
-from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 from vof.virtio.device import VirtqueueInfo
 
 VQ_DONE = struct.Struct("<HHIII")
-
-
-class Liar:
-    """A scripted target: right on the control queue, ``lie`` on the virtqueue.
-
-    ``lie(stream, command_id)`` gets the first request and misbehaves.
-    """
-
-    def __init__(self, lie, answers=None) -> None:
-        self.lie = lie
-        self.status = 0
-        self.values = {
-            v5.CONNECT: {"device_instance_id": 5},
-            v5.GET_DEVICE_ID: {"device_id": 42},
-            v5.GET_DEVICE_FEATURE: {"feature": bit(VIRTIO_F_VERSION_1)},
-            v5.GET_VQ_SIZE: {"size": 16},
-        } | (answers or {})
-
-    async def __call__(self, stream: trio.SocketStream) -> None:
-        try:
-            async with stream:
-                await self.serve(stream)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        data = b""
-        requests = 0
-        while True:
-            more = await stream.receive_some(65536)
-            if not more:
-                return
-            data += more
-            while len(data) >= 16:
-                opcode, ident, _, out_length = struct.unpack_from("<HHII", data)
-                if opcode == v5.VQ:
-                    data = data[16 + out_length :]
-                    requests += 1
-                    if requests == 1:
-                        await self.lie(stream, ident)
-                    continue
-                length = 1024 if opcode == v5.CONNECT else 0
-                while len(data) < 16 + length:
-                    data += await stream.receive_some(65536)
-                fields = v5.COMMANDS[opcode].command.decode(data)
-                data = data[16 + length :]
-                answer = self.values.get(opcode, {})
-                if answer is None:
-                    continue  # silence
-                if opcode == v5.SET_STATUS:
-                    self.status = fields["device_status"]
-                if opcode == v5.GET_STATUS:
-                    answer = {"device_status": self.status}
-                layout = v5.COMMANDS[opcode].completion
-                await stream.send_all(layout.encode({"command_id": ident, **answer}))
-
-
-@asynccontextmanager
-async def lying(lie, answers=None):
-    """The URL of a liar."""
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, Liar(lie, answers), listeners)
-        yield f"vof+tcp://127.0.0.1:{listeners[0].socket.getsockname()[1]}/it"
-        nursery.cancel_scope.cancel()
 
 
 def says(*parts) -> object:
@@ -111,7 +45,7 @@ LIES = {
     "4 GiB": (says((0, None, 0, 0xFFFFFFFF, b"")), RemoteProtocolError, "4294967295"),
     "error status": (says((v5.EINVQBUF, None, 0, 0, b"")), CommandError, "EINVQBUF"),
     "unknown status": (says((0x7777, None, 0, 0, b"")), CommandError, "0x7777"),
-    "torn": (torn, ConnectionLost, "closed"),
+    "torn": (torn, ConnectionLost, "lost"),
 }
 
 
