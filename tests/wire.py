@@ -116,6 +116,13 @@ class Target:
         self.peers.append(Peer(await trio.open_tcp_stream(self.url.host, self.url.port)))
         return self.peers[-1]
 
+    async def queue(self, index: int = 0, size: int = 0) -> tuple[Peer, Peer]:
+        """A control queue and a virtqueue, ready."""
+        control, vq = await self.peer(), await self.peer()
+        assert await vq.join(await control.control(), index, size) == v5.OK
+        await control.start()
+        return control, vq
+
     async def gone(self) -> None:
         """Wait until no association is left."""
         with trio.fail_after(5):

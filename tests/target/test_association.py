@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The target's answers, command by command and status by status, on raw bytes."""
 
-import logging
+import os
+import threading
 
 import pytest
 import trio
 
 from tests.models import Echo, Faulty, Hoard
-from tests.wire import Peer, command, connect_control, names, request, serving
+from tests.wire import command, request, serving
 from vof.protocol import v5
 from vof.target.association import HANDLERS
+from vof.target.devices import BlkModel, MemoryBacking
 from vof.target.server import Limits
+from vof.virtio.blk import REQUEST, VIRTIO_BLK_T_OUT
 from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 
 CONFIG = bytes(range(1, 21))
@@ -96,116 +99,10 @@ async def test_without_version_1_features_ok_does_not_stick():
         assert (await peer.ask(v5.GET_STATUS))["device_status"] == 3
 
 
-CONNECTS = [
-    (connect_control(body=names(tvqn=b"nothing")), v5.ENOTGT),
-    (connect_control(body=names(tvqn=b"")), v5.ENOTGT),
-    (connect_control(body=names(ivqn=b"")), v5.EBADVQN),
-    (connect_control(body=names(ivqn=b"\xff")), v5.EBADVQN),
-    (connect_control(body=names(tvqn=b"x" * 256)), v5.EBADVQN),
-    (connect_control(body=b""), v5.EBADVQN),
-    (connect_control(queue_size=33), v5.EQSIZEQUOT),
-    (command(v5.CONNECT, device_instance_id=5), v5.EBADDEV),
-]
-
-
-async def test_connect_refusals_and_retry_on_the_same_connection():
-    async with serving(Echo) as target:
-        peer = await target.peer()
-        for data, status in CONNECTS:
-            await peer.send(data)
-            got = await peer.answer(v5.CONNECT)
-            assert (got["status"], got["command_id"]) == (status, 1)
-        await peer.control()
-        assert len(target.server.associations) == 1
-
-
-async def test_virtqueue_connect_refusals():
-    async with serving(Echo) as target:
-        control, other = await target.peer(), await target.peer()
-        instance = await control.control()
-        assert await other.join(instance, index=2) == v5.EQUEUEQUOT
-        assert await other.join(instance, size=65) == v5.EQSIZEQUOT
-        assert await other.join(instance ^ 1) == v5.EBADDEV
-        wrong = names(ivqn=b"stranger")
-        fields = {"device_instance_id": instance, "vq_index": 0, "length": 1024}
-        assert await other.status(command(v5.CONNECT, **fields) + wrong) == v5.EBADVQN
-        assert await other.status(command(v5.CONNECT, **fields) + names()) == v5.OK
-        late = await target.peer()
-        assert await late.join(instance) == v5.EQUEUEBUSY
-        await other.stream.aclose()
-        with trio.fail_after(5):
-            while await late.join(instance) == v5.EQUEUEBUSY:
-                pass
-
-
-async def test_no_device_when_the_model_cannot_be_made(caplog: pytest.LogCaptureFixture):
-    def make():
-        raise OSError("the disk is gone")
-
-    async with serving(make) as target:
-        peer = await target.peer()
-        assert await peer.status(connect_control()) == v5.ENODEV
-    assert "the disk is gone" in caplog.text
-
-
-async def test_association_limit():
-    async with serving(Echo, Limits(associations=1)) as target:
-        one, two = await target.peer(), await target.peer()
-        await one.control()
-        assert await two.status(connect_control()) == v5.ENODEV
-        await one.stream.aclose()
-        await target.gone()
-        await two.control()
-
-
-async def test_connection_limit():
-    async with serving(Echo, Limits(connections=1)) as target:
-        one = await target.peer()
-        await one.control()
-        two = await target.peer()
-        assert await two.ended()
-        assert (await one.ask(v5.GET_DEVICE_ID))["status"] == 0
-
-
-async def test_time_to_connect():
-    async with serving(Echo, Limits(connect_seconds=0.05)) as target:
-        peer = await target.peer()
-        await peer.send(connect_control()[:100])
-        assert await peer.ended()
-
-
-@pytest.mark.parametrize(
-    "data", [command(v5.GET_STATUS), request(1, b"x", 1), b"\xff" * 16, command(v5.DISCONNECT)]
-)
-async def test_nothing_before_connect(data: bytes):
-    async with serving(Echo) as target:
-        peer = await target.peer()
-        await peer.send(data)
-        assert await peer.take(100) in (b"", v5.COMPLETION.encode({"status": 1, "command_id": 1}))
-        assert await peer.ended()
-
-
-async def test_second_connect_ends_the_connection():
-    async with serving(Echo) as target:
-        peer = await target.peer()
-        await peer.control()
-        await peer.send(connect_control())
-        assert await peer.ended()
-        await target.gone()
-
-
-async def queue(target, size: int = 0) -> tuple[Peer, Peer]:
-    """A control queue and a virtqueue, ready."""
-    control, vq = await target.peer(), await target.peer()
-    assert await vq.join(await control.control(), size=size) == 0
-    await control.start()
-    return control, vq
-
-
 async def test_requests_and_their_refusals():
     limits = Limits(request_bytes=100_000)
     async with serving(Hoard, limits) as target:
-        control, vq = await queue(target, size=2)
+        control, vq = await target.queue(size=2)
         await vq.send(request(1, bytes(100_001), 0))
         assert (await vq.answer(v5.VQ))["status"] == v5.EOUTVQBUF
         await vq.send(request(2, b"x", 100_001))
@@ -219,7 +116,7 @@ async def test_requests_and_their_refusals():
 
 async def test_a_hostile_length_allocates_nothing_and_is_drained():
     async with serving(Echo) as target:
-        _, vq = await queue(target)
+        _, vq = await target.queue()
         await vq.send(command(v5.VQ, 1, out_length=0xFFFFFFFF, in_length=0xFFFFFFFF))
         for _ in range(64):
             await vq.send(bytes(1 << 16))
@@ -231,7 +128,7 @@ async def test_a_hostile_length_allocates_nothing_and_is_drained():
 async def test_disconnect_drains():
     model = Hoard()
     async with serving(lambda: model) as target:
-        control, vq = await queue(target)
+        control, vq = await target.queue()
         await vq.send(request(1, b"a", 4) + command(v5.DISCONNECT, 2))
         await model.holds(1)
         model.chains[0].writable[0][:] = b"done"
@@ -248,7 +145,7 @@ async def test_disconnect_drains():
 async def test_losing_the_control_queue_destroys_losing_a_virtqueue_does_not():
     model = Echo()
     async with serving(lambda: model) as target:
-        control, vq = await queue(target)
+        control, vq = await target.queue()
         await vq.stream.aclose()
         assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
         again = await target.peer()
@@ -282,7 +179,7 @@ async def test_reset_waits_for_what_runs_and_closes_the_virtqueues(how):
     model = Hoard()
     model.ending = trio.Event()
     async with serving(lambda: model) as target:
-        control, vq = await queue(target)
+        control, vq = await target.queue()
         await vq.send(request(1, b"a", 1))
         await model.holds(1)
         await control.send(command(opcode, 5, **fields))
@@ -319,7 +216,7 @@ async def test_config_change_event_once_until_read():
 
 async def test_a_bug_of_the_model_asks_for_a_reset(caplog: pytest.LogCaptureFixture):
     async with serving(Faulty) as target:
-        control, vq = await queue(target)
+        control, vq = await target.queue()
         await vq.send(request(1, b"a", 1))
         event = v5.CONFIG_EVENT.decode(await control.take(16))
         assert event["command_id"] == v5.ID_CONFIG_CHANGE
@@ -355,7 +252,7 @@ async def test_two_initiators_are_strangers():
 async def test_back_pressure_and_the_way_out_of_it():
     model = Hoard()
     async with serving(lambda: model, Limits(request_bytes=8192, queue_bytes=20_000)) as target:
-        _, vq = await queue(target)
+        _, vq = await target.queue()
         for ident in range(10):
             await vq.send(request(ident, b"x" * 4096, 4096))
         await model.holds(2)
@@ -366,40 +263,6 @@ async def test_back_pressure_and_the_way_out_of_it():
             await model.holds(1)
             model.use(written=0)
             assert await vq.used() == (ident, 0, b"")
-
-
-async def test_drain():
-    model = Hoard()
-    async with serving(lambda: model) as target:
-        control, vq = await queue(target)
-        await vq.send(request(1, b"a", 1))
-        await model.holds(1)
-        async with trio.open_nursery() as nursery:
-            ended = []
-
-            async def drain() -> None:
-                ended.append(await target.server.drain(5))
-
-            nursery.start_soon(drain)
-            for _ in range(10):
-                await trio.lowlevel.checkpoint()
-            with pytest.raises(OSError, match="connect"):
-                await target.peer()
-            model.use(written=0)
-        assert ended == [True]
-        assert await vq.used() == (1, 0, b"")
-        assert await control.ended()
-
-
-async def test_drain_deadline(caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO)
-    model = Hoard()
-    async with serving(lambda: model) as target:
-        control, vq = await queue(target)
-        await vq.send(request(1, b"a", 1))
-        await model.holds(1)
-        assert not await target.server.drain(0.02)
-        assert await control.ended()
 
 
 async def test_disconnect_before_driver_ok_waits_with_the_requests():
@@ -416,3 +279,106 @@ async def test_disconnect_before_driver_ok_waits_with_the_requests():
 def test_every_legal_command_has_a_handler():
     legal = {row.opcode for row in v5.COMMANDS.values() if "c" in row.queues}
     assert legal == HANDLERS.keys() | {v5.CONNECT, v5.DISCONNECT}
+
+
+class Slow(BlkModel):
+    """A disk whose threads wait at a gate."""
+
+    def __init__(self, backing) -> None:
+        super().__init__(backing)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def _inline(self, job) -> bool:
+        return False
+
+    def _execute(self, job) -> int:
+        self.entered.set()
+        assert self.gate.wait(10)
+        return super()._execute(job)
+
+
+@pytest.mark.parametrize("end", [v5.RESET_DEVICE, v5.DISCONNECT])
+async def test_threads_are_waited_for(end: int):
+    """What a thread is at lands before the answer, and what had not begun never does."""
+    backing = MemoryBacking(1 << 20)
+    model = Slow(backing)
+    async with serving(lambda: model) as target:
+        control, vq = await target.queue()
+        for sector in range(4):
+            header = REQUEST.pack(VIRTIO_BLK_T_OUT, 0, sector)
+            await vq.send(request(sector, header + b"x" * 512, 1))
+        with trio.fail_after(5):
+            await trio.to_thread.run_sync(model.entered.wait)
+        await control.send(command(end, 5))
+        with trio.move_on_after(0.05) as waiting:
+            await control.answer(end)
+        assert waiting.cancelled_caught
+        model.gate.set()
+        assert (await control.answer(end))["command_id"] == 5
+        landed = os.pread(backing.fd, 2048, 0)
+        assert landed in (b"x" * 512 + bytes(512 * 3), b"x" * 2048)
+        await trio.to_thread.run_sync(lambda: None)
+        assert os.pread(backing.fd, 2048, 0) == landed
+        assert await vq.take(1 << 16) == b""
+    backing.close()
+
+
+async def test_a_virtqueue_that_ends_while_disconnect_waits_is_free_again():
+    model = Hoard()
+    async with serving(lambda: model) as target:
+        _, vq = await target.queue()
+        await vq.send(request(1, b"a", 1) + command(v5.DISCONNECT, 2))
+        await model.holds(1)
+        await vq.stream.aclose()
+        again = await target.peer()
+        instance = next(iter(target.server.associations))
+        with trio.fail_after(5):
+            while await again.join(instance) == v5.EQUEUEBUSY:
+                pass
+
+
+async def test_nothing_comes_behind_disconnect(caplog: pytest.LogCaptureFixture):
+    model = Hoard()
+    async with serving(lambda: model) as target:
+        control, vq = await target.queue()
+        await vq.send(request(1, b"a", 1) + command(v5.DISCONNECT, 2))
+        await model.holds(1)
+        await vq.send(request(2, b"b", 1))
+        assert await vq.ended()
+        assert len(model.chains) == 1
+        assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
+    assert "DISCONNECT under way" in caplog.text
+
+
+async def test_disconnect_of_control_takes_the_virtqueues_along():
+    model = Hoard()
+    async with serving(lambda: model) as target:
+        control, vq = await target.queue()
+        await vq.send(request(1, b"a", 1))
+        await model.holds(1)
+        assert (await control.ask(v5.DISCONNECT, 3))["command_id"] == 3
+        assert await vq.ended()
+        assert await control.ended()
+        await target.gone()
+        assert model.closed
+
+
+async def test_reset_and_start_again():
+    """Held requests of a queue that a reset closes are never served."""
+    model = Echo()
+    async with serving(lambda: model) as target:
+        control, vq = await target.peer(), await target.peer()
+        instance = await control.control()
+        assert await vq.join(instance) == v5.OK
+        await vq.send(request(1, b"early", 5))
+        for _ in range(3):
+            assert (await control.ask(v5.RESET_DEVICE))["status"] == v5.OK
+            assert await vq.ended()
+            await control.start()
+            vq = await target.peer()
+            assert await vq.join(instance) == v5.OK
+        assert not model.served
+        await vq.send(request(2, b"late", 4))
+        assert await vq.used() == (2, 4, b"late")
+        assert model.served == 1
