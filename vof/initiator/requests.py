@@ -4,7 +4,8 @@
 There is no background task. The first waiter *leads*: it kicks, waits for used buffers, and wakes
 whoever they belong to; when its own buffer came, the next waiter leads. So a lone request costs no
 task switch at all, and thirty-two at once share one kick and one wait. Before it kicks, a leader
-that was not alone lets the tasks woken with it run, so that what they add goes out together.
+that was not alone lets the tasks woken with it run, so that what they add goes out together. Who
+comes while the leader sleeps lets others run too, and kicks then: the leader may sleep for long.
 """
 
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class RequestQueue:
         self.vq = vq
         self._add = vq.add_sgs
         self._leading = False
+        self._asleep = False
+        self._kicking = False
         self._crowd = False
         self._waiting: dict[_Request, None] = {}
         self._room = trio.lowlevel.ParkingLot()
@@ -72,7 +75,9 @@ class RequestQueue:
         except QueueFull:
             await self._add_later(sgs, out_sgs, in_sgs, request)
         self._waiting[request] = None
-        if self._leading:
+        if self._asleep and not self._kicking:
+            await self._kick(request)
+        if self._leading and request.written == PENDING:
             request.task = current_task()
             await wait_task_rescheduled(request.abort)
         if request.written == PENDING:
@@ -95,6 +100,19 @@ class RequestQueue:
                 return self._add(sgs, out_sgs, in_sgs, request)
             except QueueFull:
                 pass
+            except BaseException:
+                if not self._leading:
+                    self._room.unpark()  # it was our turn, which is another's now
+                raise
+
+    async def _kick(self, request: _Request) -> None:
+        """Kick, in place of a leader that sleeps, for all who add in this turn of the loop."""
+        self._kicking = True
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        self._kicking = False
+        self.vq.kick()
+        if request.written != PENDING:
+            self._waiting.pop(request, None)
 
     async def _lead(self, request: _Request) -> None:
         """Kick, wait and wake, until our own request is done."""
@@ -125,7 +143,11 @@ class RequestQueue:
         """Kick, wait for used buffers, and wake who waits for them."""
         vq, waiting = self.vq, self._waiting
         vq.kick()
-        await vq.wait_used()
+        self._asleep = True
+        try:
+            await vq.wait_used()
+        finally:
+            self._asleep = False
         get_buf, reschedule = vq.get_buf, trio.lowlevel.reschedule
         count = 0
         while (used := get_buf()) is not None:
@@ -139,7 +161,8 @@ class RequestQueue:
         self._crowd = count > 1
         if vq.is_broken:
             for request in waiting:
-                request.written = BROKEN
+                if request.written == PENDING:
+                    request.written = BROKEN
                 if request.task is not None:
                     reschedule(request.task)
                     request.task = None
