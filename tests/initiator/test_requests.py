@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Many tasks on one queue: who leads, who is cancelled, who waits for room, and what breaks."""
+
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.conformance.fabric import fabric
+from tests.models import Echo, Hoard
+from vof.errors import ConnectionLost, InvalidArgument, QueueBroken, VofError
+from vof.initiator import RequestQueue
+from vof.virtio import VirtqueueInfo
+
+LIMIT = 10
+settled = trio.testing.wait_all_tasks_blocked
+
+
+@asynccontextmanager
+async def opened(model):
+    """Serve the model, and yield a RequestQueue on its only queue. Nothing in it may hang."""
+    with trio.fail_after(LIMIT):
+        async with fabric("vof+loopback://requests")(model) as device:
+            await device.initialize(0)
+            (vq,) = await device.find_vqs([VirtqueueInfo("requests")])
+            await device.ready()
+            yield RequestQueue(vq)
+
+
+def hoard(size=16):
+    return Hoard(queue_sizes=(size,))
+
+
+async def ask(queue, number, results=None):
+    """One request, with an answer of its own; ``results`` get how it ended."""
+    question, answer = b"%08d" % number, bytearray(12)
+    try:
+        written = await queue.request([question, answer], 1, 1)
+    except VofError as error:
+        results[number] = error
+        return
+    assert written in (0, 12)
+    if written:
+        assert answer == (question * 2)[:12]
+    if results is not None:
+        results[number] = written
+
+
+def asked(model):
+    return [int(bytes(chain.readable[0])) for chain in model.chains]
+
+
+def count_kicks(vq, monkeypatch):
+    kicks = []
+    notify = vq.notify
+    monkeypatch.setattr(vq, "notify", lambda: kicks.append(1) or notify(), raising=False)
+    return kicks
+
+
+# -- together ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 256])
+async def test_a_hundred_tasks(size):
+    async with opened(Echo(queue_sizes=(size,))) as queue:
+
+        async def many(first):
+            for number in range(first, first + 5):
+                await ask(queue, number)
+
+        async with trio.open_nursery() as nursery:
+            for task in range(100):
+                nursery.start_soon(many, 1000 * task)
+        assert queue.vq.num_free == size
+
+
+async def test_those_who_come_together_share_a_kick(monkeypatch):
+    model = hoard(64)
+    async with opened(model) as queue:
+        kicks = count_kicks(queue.vq, monkeypatch)
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(ask, queue, number)
+            await model.holds(20)
+            assert len(kicks) <= 2
+            for number in range(20, 40):
+                nursery.start_soon(ask, queue, number)
+            await model.holds(40)
+            assert len(kicks) <= 3
+            while model.chains:
+                model.use()
+
+
+async def test_who_comes_later_does_not_wait_for_those_before():
+    model = hoard()
+    async with opened(model) as queue:
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(ask, queue, number)
+                await model.holds(number + 1)
+                await settled()
+            for number in (2, 1, 0):  # the last to come is the first to be served
+                model.use(number)
+                await settled()
+                assert len(nursery.child_tasks) == number
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+async def test_each_wakes_with_its_own(order):
+    model, results = hoard(), {}
+    async with opened(model) as queue, trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(ask, queue, number, results)
+        await model.holds(3)
+        for done, number in enumerate(order):
+            model.use(asked(model).index(number))
+            await settled()
+            assert list(results) == list(order[: done + 1])
+
+
+async def test_a_wrong_request_disturbs_nobody():
+    model = hoard(1)
+    async with opened(model) as queue, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, queue, 1)
+        await model.holds(1)
+        nursery.start_soon(ask, queue, 2)
+        await settled()
+        with pytest.raises(InvalidArgument):
+            await queue.request([], 0, 0)
+        model.use()
+        await model.holds(1)
+        model.use()
+
+
+# -- cancelled --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victims", [{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 1, 2}])
+async def test_the_others_go_on_when_one_is_cancelled(victims):
+    model, results = hoard(), {}
+    async with opened(model) as queue:
+        scopes = {}
+
+        async def cancellable(number):
+            with trio.CancelScope() as scopes[number]:
+                await ask(queue, number, results)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(cancellable, number)
+                await model.holds(number + 1)
+                await settled()
+            for number in victims:
+                scopes[number].cancel()
+            await settled()
+            assert len(nursery.child_tasks) == 3 - len(victims)
+            assert queue.vq.num_free == 13  # their buffers stay with the queue
+            while model.chains:
+                model.use()
+        assert results.keys() == {0, 1, 2} - victims
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, queue, 9)
+            await model.holds(1)
+            model.use()
+        assert queue.vq.num_free == 16
+
+
+async def test_a_cancelled_task_that_waits_for_room():
+    model, results = hoard(1), {}
+    async with opened(model) as queue:
+        scopes = {}
+
+        async def cancellable(number):
+            with trio.CancelScope() as scopes[number]:
+                await ask(queue, number, results)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(cancellable, number)
+                await settled()
+            scopes[0].cancel()  # one who waits for room leads now
+            await settled()
+            scopes[1].cancel()
+            await settled()
+            scopes[2].cancel()
+            await settled()
+            model.use()
+            await model.holds(1)
+            assert asked(model) == [3]
+            model.use()
+        assert results == {3: 0}
+
+
+@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("seed", range(8))
+async def test_cancellation_at_any_time(size, seed):
+    rng = random.Random(seed)
+    async with opened(Echo(queue_sizes=(size,))) as queue:
+        done = []
+
+        async def doomed(number):
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+
+                    async def executioner(steps):
+                        for _ in range(steps):
+                            await trio.lowlevel.checkpoint()
+                        scope.cancel()
+
+                    nursery.start_soon(executioner, rng.randrange(30))
+                    await ask(queue, number)
+                    done.append(number)
+                    nursery.cancel_scope.cancel()
+
+        async def surviving(first):
+            for number in range(first, first + 10):
+                await ask(queue, number)
+                done.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for task in range(3):
+                nursery.start_soon(surviving, 100 + 10 * task)
+            for number in range(60):
+                nursery.start_soon(doomed, number)
+                for _ in range(rng.randrange(3)):
+                    await trio.lowlevel.checkpoint()
+        assert {*range(100, 130)} <= {*done}
+        assert len(done) == len({*done})
+        async with trio.open_nursery() as nursery:
+            for number in range(size):
+                nursery.start_soon(ask, queue, 500 + number)
+
+
+# -- broken -----------------------------------------------------------------------------------
+
+
+async def test_a_queue_broken_on_request():
+    model, results = hoard(4), {}
+    async with opened(model) as queue:
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(ask, queue, number, results)
+            await model.holds(4)
+            sent = asked(model)
+            queue.vq.break_()
+        assert len(results) == 8
+        for number, error in results.items():
+            assert isinstance(error, QueueBroken)
+            assert error.maybe_executed == (number in sent)
+        await ask(queue, 9, results)
+        assert isinstance(results[9], QueueBroken)
+        assert not results[9].maybe_executed
+
+
+class Dies(Hoard):
+    """Ends the queue when it holds enough."""
+
+    async def serve(self, index, queue):
+        while len(self.chains) < 3:
+            self.chains += await queue.receive()
+        raise RuntimeError("a bug of the model")
+
+
+async def test_a_connection_that_ends_with_requests_in_flight(caplog):
+    results = {}
+    async with opened(Dies(queue_sizes=(3,))) as queue:
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(ask, queue, number, results)
+        errors = list(results.values())
+        assert sorted(error.maybe_executed for error in errors) == [False] * 2 + [True] * 3
+        for error in errors:
+            assert isinstance(error, ConnectionLost if error.maybe_executed else QueueBroken)
+    assert "a bug of the model" in caplog.text
+
+
+async def test_a_break_while_another_is_chosen_strands_nobody():
+    model, results = hoard(1), {}
+    async with opened(model) as queue:
+
+        async def first():
+            await ask(queue, 0)
+            queue.vq.break_()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await model.holds(1)
+            for number in range(1, 6):
+                nursery.start_soon(ask, queue, number, results)
+            await settled()
+            model.use()
+        assert len(results) == 5
+        assert not any(error.maybe_executed for error in results.values())
+
+
+async def test_a_leader_that_is_cancelled_as_the_queue_breaks():
+    model, results = hoard(2), {}
+    async with opened(model) as queue:
+        scope = trio.CancelScope()
+
+        async def leader():
+            with scope:
+                await ask(queue, 0)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leader)
+            await model.holds(1)
+            for number in range(1, 6):
+                nursery.start_soon(ask, queue, number, results)
+            await model.holds(2)
+            await settled()
+            scope.cancel()
+            queue.vq.break_()
+        assert results.keys() == {1, 2, 3, 4, 5}
+        assert sum(error.maybe_executed for error in results.values()) == 1
+
+
+async def test_what_was_used_before_the_break_counts(monkeypatch):
+    model, results = hoard(), {}
+    async with opened(model) as queue:
+        vq = queue.vq
+        get_buf = vq.get_buf
+
+        def used_then_broken():
+            used = get_buf()
+            if used is None and not vq.num_free < 16:
+                vq.break_()
+            return used
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, queue, 1, results)
+            await model.holds(1)
+            monkeypatch.setattr(vq, "get_buf", used_then_broken, raising=False)
+            model.use()
+        assert results == {1: 0}
