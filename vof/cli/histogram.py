@@ -55,7 +55,7 @@ class Histogram:
         for bucket in sorted(self.counts):
             seen += self.counts[bucket]
             if seen >= wanted:
-                return min(max(_middle(bucket), self.least), self.largest)
+                return self._value(bucket)
         return self.largest
 
     def steps(self) -> list[tuple[int, float]]:
@@ -63,8 +63,12 @@ class Histogram:
         seen, steps = 0, []
         for bucket in sorted(self.counts):
             seen += self.counts[bucket]
-            steps.append((_middle(bucket), 100 * seen / self.weight))
+            steps.append((self._value(bucket), 100 * seen / self.weight))
         return steps
+
+    def _value(self, bucket: int) -> int:
+        """Return the middle of a bucket, or what is known better."""
+        return min(max(_middle(bucket), self.least), self.largest)
 
 
 def _middle(bucket: int) -> int:
