@@ -124,32 +124,43 @@ class ControlQueue:
         return self._connection.error.as_in_flight()
 
     async def run(self, nursery: trio.Nursery) -> None:
-        """Read until the connection ends; then everybody who waits gets its error."""
+        """Read until the connection ends; then everybody who waits gets its error.
+
+        Cancelling does not end it, closing the connection does: who is cancelled still says
+        goodbye.
+        """
         connection, stream = self._connection, self._stream
-        while connection.error is None:
-            with trio.move_on_after(self._keepalive or float("inf")) as scope:
-                await connection.wait()
-            if scope.cancelled_caught:
-                nursery.start_soon(self._keep_alive)
-                continue
-            try:
-                connection.receive()
-            except VofError as error:
-                connection.fail(error)
-            while stream.answers:
-                answer = stream.answers.popleft()
-                assert isinstance(answer.data, _Pending)
-                answer.data.answer = answer
-                answer.data.event.set()
-                self._room.release()
-            while stream.notices:
-                self._notice(*stream.notices.popleft())
-            stream.inbox.trim()
+        with trio.CancelScope(shield=True):
+            while connection.error is None:
+                with trio.move_on_after(self._keepalive or float("inf")) as scope:
+                    await connection.wait()
+                if scope.cancelled_caught:
+                    nursery.start_soon(self._keep_alive)
+                else:
+                    self._take()
+        assert connection.error is not None
         for pending in stream.inflight():
             assert isinstance(pending, _Pending)
             pending.event.set()
             self._room.release()
         self._lost(connection.error)
+
+    def _take(self) -> None:
+        """Read what is there and hand it out."""
+        connection, stream = self._connection, self._stream
+        try:
+            connection.receive()
+        except VofError as error:
+            connection.fail(error)
+        while stream.answers:
+            answer = stream.answers.popleft()
+            assert isinstance(answer.data, _Pending)
+            answer.data.answer = answer
+            answer.data.event.set()
+            self._room.release()
+        while stream.notices:
+            self._notice(*stream.notices.popleft())
+        stream.inbox.trim()
 
     async def _keep_alive(self) -> None:
         try:
