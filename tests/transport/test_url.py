@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vof.errors import ConfigError
 from vof.protocol import v5
-from vof.transport import DEFAULT_PORT, SCHEMES, Url, parse_url
+from vof.transport import SCHEMES, Url, parse_url
 
 GOOD = {
     "vof+tcp://host/disk": Url("vof+tcp", "host", 8549, tvqn="disk"),
@@ -119,4 +119,4 @@ def test_another_device():
 
 
 def test_the_port_is_the_one_of_the_protocol():
-    assert DEFAULT_PORT == v5.PORT
+    assert parse_url("vof+tcp://h").port == v5.PORT

@@ -23,7 +23,6 @@ from vof.initiator.control import ControlQueue, exchange
 from vof.initiator.virtqueue import FabricVirtqueue, Link
 from vof.memory import HEAP
 from vof.protocol import v5
-from vof.protocol.v5_initiator import InitiatorStream
 from vof.transport import Connection, Url, connect
 from vof.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET
 from vof.virtio.device import CONFIG_RETRIES, VirtioDevice, VirtqueueInfo
@@ -97,7 +96,7 @@ class FabricDevice(VirtioDevice):
     async def _link(self, size: int, control: bool, **fields: int) -> tuple[Link, dict[str, int]]:
         """Open a connection and CONNECT it."""
         connection = await _dial(self.url, self._timeout)
-        stream = InitiatorStream(size, control)
+        stream = self.url.dialect.initiator(size, control)
         connection.attach(stream, self._nursery)
         try:
             answer = await exchange(

@@ -138,15 +138,17 @@ class Server:
                 connection.close()
                 continue
             self._connections.add(connection)
-            nursery.start_soon(self._connection, connection, nursery)
+            stream = listener.url.dialect.target(
+                self._limits.request_bytes, self._limits.queue_bytes
+            )
+            connection.attach(stream, nursery)
+            nursery.start_soon(self._connection, connection, stream)
 
     # -- one connection -----------------------------------------------------------------------
 
-    async def _connection(self, connection: Connection, nursery: trio.Nursery) -> None:
+    async def _connection(self, connection: Connection, stream: TargetStream) -> None:
         """Serve one connection from CONNECT to its end."""
         session = Session()
-        stream = TargetStream(self._limits.request_bytes, self._limits.queue_bytes)
-        connection.attach(stream, nursery)
         try:
             bound = None
             with trio.move_on_after(self._limits.connect_seconds) as scope:

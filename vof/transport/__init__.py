@@ -6,6 +6,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vof.errors import ConfigError
+from vof.protocol.dialects import DIALECTS
 from vof.transport.base import Listener, Url
 from vof.transport.connection import Connection
 
@@ -29,8 +30,8 @@ SCHEMES = {
     "vof+unix": Scheme("vof.transport.unix", "vof+unix:///path?tvqn=TVQN"),
     "vof+loopback": Scheme("vof.transport.loopback", "vof+loopback://name/TVQN"),
 }
-OPTIONS = {"dialect": ("v5",)}
-DEFAULT_PORT = 8549
+OPTIONS = {"dialect": tuple(DIALECTS)}
+"""Options that any URL may have, and their values."""
 
 
 def parse_url(text: str) -> Url:
@@ -53,20 +54,21 @@ def parse_url(text: str) -> Url:
     strange = "@" in parts.netloc or bool(parts.fragment)
     if parts.scheme == "vof+unix":
         url = Url(parts.scheme, path=unquote(parts.path), tvqn=options.pop("tvqn", ""))
-        strange = strange or bool(parts.netloc)
-    elif parts.scheme == "vof+tcp":
-        port = DEFAULT_PORT if port is None else port
-        url = url._replace(port=port, tvqn=unquote(parts.path.removeprefix("/")))
+        strange = strange or bool(parts.netloc) or not url.path.startswith("/")
     else:
         url = url._replace(tvqn=unquote(parts.path.removeprefix("/")))
-        strange = strange or port is not None
+        if parts.scheme == "vof+tcp":
+            url = url._replace(port=-1 if port is None else port)
+        else:
+            strange = strange or port is not None
     if strange or not (url.host or url.path):
         raise ConfigError(text, "", f"expected {scheme.form}")
     for key, value in options.items():
         if value not in OPTIONS.get(key, ()):
             known = ", ".join(f"{k}={'|'.join(v)}" for k, v in OPTIONS.items())
             raise ConfigError(text, key, f"unknown option or value {value!r}; known: {known}")
-    return url._replace(options=tuple(options.items()))
+    url = url._replace(options=tuple(options.items()))
+    return url._replace(port=url.dialect.port) if url.port < 0 else url
 
 
 async def connect(url: Url) -> Connection:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 from urllib.parse import quote
 
+from vof.protocol.dialects import DIALECTS, NATIVE, Dialect
 from vof.transport.connection import Connection
 
 SAFE = "/:@,;=-._~"
@@ -41,6 +42,11 @@ class Url(NamedTuple):
             port = f":{self.port}" if self.scheme == "vof+tcp" else ""
             text = f"{self.scheme}://{host}{port}" + (f"/{tvqn}" if tvqn else "")
         return text + ("?" + "&".join(options) if options else "")
+
+    @property
+    def dialect(self) -> Dialect:
+        """What is spoken there."""
+        return DIALECTS[dict(self.options).get("dialect", NATIVE)]
 
     def with_tvqn(self, tvqn: str) -> "Url":
         """Return the same URL for another device."""

@@ -63,4 +63,4 @@ async def connect(url: Url) -> Connection:
 async def listen(url: Url) -> list[Listener]:
     """Listen. Raises OSError."""
     await trio.lowlevel.checkpoint()
-    return [LoopbackListener(Url("vof+loopback", url.host))]
+    return [LoopbackListener(url)]

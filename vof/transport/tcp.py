@@ -6,7 +6,6 @@ import socket
 
 import trio
 
-from vof.protocol import v5
 from vof.transport.base import Listener, Url
 from vof.transport.connection import Connection
 from vof.transport.sockets import SocketListener, connection
@@ -14,7 +13,7 @@ from vof.transport.sockets import SocketListener, connection
 
 async def connect(url: Url) -> Connection:
     """Connect to the first address of the host that answers. Suspends; raises OSError."""
-    stream = await trio.open_tcp_stream(url.host, url.port or v5.PORT)
+    stream = await trio.open_tcp_stream(url.host, url.port)
     sock = socket.socket(fileno=stream.socket.detach())
     return connection(sock)
 
@@ -35,6 +34,6 @@ async def listen(url: Url) -> list[Listener]:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((address[0], port, *address[2:]))
             host, port = sock.getsockname()[:2]
-            listeners.append(SocketListener(sock, Url("vof+tcp", host, port)))
+            listeners.append(SocketListener(sock, url._replace(host=host, port=port)))
         undo.pop_all()
     return listeners

@@ -39,7 +39,7 @@ async def listen(url: Url) -> list[Listener]:
             if stat.S_ISSOCK(os.stat(url.path).st_mode) and _is_dead(url.path):
                 os.unlink(url.path)
         sock.bind(url.path)
-        return [UnixListener(sock, Url("vof+unix", path=url.path))]
+        return [UnixListener(sock, url)]
     except BaseException:
         sock.close()
         raise
