@@ -20,6 +20,8 @@ from vof.virtio.virtqueue import Virtqueue
 SUCCEEDED = trio.lowlevel.Abort.SUCCEEDED
 PENDING = -1
 BROKEN = -2
+MOST_UNSENT = 16
+"""So many requests are sent without waiting for more: the device works on them meanwhile."""
 
 
 class _Request:
@@ -52,6 +54,7 @@ class RequestQueue:
         self._leading = False
         self._asleep = False
         self._kicking = False
+        self._unsent = 0
         self._crowd = False
         self._waiting: dict[_Request, None] = {}
         self._room = trio.lowlevel.ParkingLot()
@@ -75,6 +78,10 @@ class RequestQueue:
         except QueueFull:
             await self._add_later(sgs, out_sgs, in_sgs, request)
         self._waiting[request] = None
+        self._unsent += 1
+        if self._unsent == MOST_UNSENT:
+            self._unsent = 0
+            self.vq.kick()
         if self._asleep and not self._kicking:
             await self._kick(request)
         if self._leading and request.written == PENDING:
@@ -143,6 +150,7 @@ class RequestQueue:
         """Kick, wait for used buffers, and wake who waits for them."""
         vq, waiting = self.vq, self._waiting
         vq.kick()
+        self._unsent = 0
         self._asleep = True
         try:
             await vq.wait_used()
