@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from tests.conformance.fabric import fabric
+from tests.conformance.memory_device import maker
 from tests.models import Echo, Hoard
 from vof.errors import ConnectionLost, InvalidArgument, QueueBroken, VofError
 from vof.initiator import RequestQueue
@@ -18,15 +19,28 @@ LIMIT = 10
 settled = trio.testing.wait_all_tasks_blocked
 
 
-@asynccontextmanager
-async def opened(model):
-    """Serve the model, and yield a RequestQueue on its only queue. Nothing in it may hang."""
-    with trio.fail_after(LIMIT):
-        async with fabric("vof+loopback://requests")(model) as device:
-            await device.initialize(0)
-            (vq,) = await device.find_vqs([VirtqueueInfo("requests")])
-            await device.ready()
-            yield RequestQueue(vq)
+LOOPBACK = fabric("vof+loopback://requests")
+MAKES = {"loopback": LOOPBACK, "memory": maker(), "late memory": maker(late=3)}
+
+
+def opener(make):
+    """Return ``opened(model)``, which yields a RequestQueue on the only queue of the model."""
+
+    @asynccontextmanager
+    async def opened(model):
+        with trio.fail_after(LIMIT):  # nothing in it may hang
+            async with make(model) as device:
+                await device.initialize(0)
+                (vq,) = await device.find_vqs([VirtqueueInfo("requests")])
+                await device.ready()
+                yield RequestQueue(vq)
+
+    return opened
+
+
+@pytest.fixture(params=MAKES.values(), ids=MAKES)
+def opened(request):
+    return opener(request.param)
 
 
 def hoard(size=16):
@@ -63,7 +77,7 @@ def count_kicks(vq, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 256])
-async def test_a_hundred_tasks(size):
+async def test_a_hundred_tasks(opened, size):
     async with opened(Echo(queue_sizes=(size,))) as queue:
 
         async def many(first):
@@ -76,7 +90,7 @@ async def test_a_hundred_tasks(size):
         assert queue.vq.num_free == size
 
 
-async def test_those_who_come_together_share_a_kick(monkeypatch):
+async def test_those_who_come_together_share_a_kick(opened, monkeypatch):
     model = hoard(64)
     async with opened(model) as queue:
         kicks = count_kicks(queue.vq, monkeypatch)
@@ -93,7 +107,7 @@ async def test_those_who_come_together_share_a_kick(monkeypatch):
                 model.use()
 
 
-async def test_who_comes_later_does_not_wait_for_those_before():
+async def test_who_comes_later_does_not_wait_for_those_before(opened):
     model = hoard()
     async with opened(model) as queue:
         async with trio.open_nursery() as nursery:
@@ -108,7 +122,7 @@ async def test_who_comes_later_does_not_wait_for_those_before():
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
-async def test_each_wakes_with_its_own(order):
+async def test_each_wakes_with_its_own(opened, order):
     model, results = hoard(), {}
     async with opened(model) as queue, trio.open_nursery() as nursery:
         for number in range(3):
@@ -120,7 +134,7 @@ async def test_each_wakes_with_its_own(order):
             assert list(results) == list(order[: done + 1])
 
 
-async def test_a_wrong_request_disturbs_nobody():
+async def test_a_wrong_request_disturbs_nobody(opened):
     model = hoard(1)
     async with opened(model) as queue, trio.open_nursery() as nursery:
         nursery.start_soon(ask, queue, 1)
@@ -138,7 +152,7 @@ async def test_a_wrong_request_disturbs_nobody():
 
 
 @pytest.mark.parametrize("victims", [{0}, {1}, {2}, {0, 1}, {1, 2}, {0, 1, 2}])
-async def test_the_others_go_on_when_one_is_cancelled(victims):
+async def test_the_others_go_on_when_one_is_cancelled(opened, victims):
     model, results = hoard(), {}
     async with opened(model) as queue:
         scopes = {}
@@ -167,7 +181,7 @@ async def test_the_others_go_on_when_one_is_cancelled(victims):
         assert queue.vq.num_free == 16
 
 
-async def test_a_cancelled_task_that_waits_for_room():
+async def test_a_cancelled_task_that_waits_for_room(opened):
     model, results = hoard(1), {}
     async with opened(model) as queue:
         scopes = {}
@@ -195,7 +209,7 @@ async def test_a_cancelled_task_that_waits_for_room():
 
 @pytest.mark.parametrize("size", [1, 2, 8])
 @pytest.mark.parametrize("seed", range(8))
-async def test_cancellation_at_any_time(size, seed):
+async def test_cancellation_at_any_time(opened, size, seed):
     rng = random.Random(seed)
     async with opened(Echo(queue_sizes=(size,))) as queue:
         done = []
@@ -233,10 +247,37 @@ async def test_cancellation_at_any_time(size, seed):
                 nursery.start_soon(ask, queue, 500 + number)
 
 
+@pytest.mark.parametrize("victims", [{0}, {1}, {2}, {3}, {0, 2}])
+async def test_cancellation_at_every_step(opened, victims):
+    """Two in flight, two that wait for room; whoever is cancelled, the others get theirs."""
+    for step in range(16):
+        results = {}
+        async with opened(Echo(queue_sizes=(2,))) as queue:
+            scopes = [trio.CancelScope() for _ in range(4)]
+
+            async def cancellable(number, scopes=scopes, queue=queue, results=results):
+                with scopes[number]:
+                    await ask(queue, number, results)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(cancellable, number)
+                for _ in range(step):
+                    await trio.lowlevel.checkpoint()
+                for number in victims:
+                    scopes[number].cancel()
+            assert {0, 1, 2, 3} - victims <= results.keys()
+            assert set(results.values()) == {12}
+            async with trio.open_nursery() as nursery:
+                for number in range(4, 8):
+                    nursery.start_soon(ask, queue, number, results)
+            assert {4, 5, 6, 7} <= results.keys()
+
+
 # -- broken -----------------------------------------------------------------------------------
 
 
-async def test_a_queue_broken_on_request():
+async def test_a_queue_broken_on_request(opened):
     model, results = hoard(4), {}
     async with opened(model) as queue:
         async with trio.open_nursery() as nursery:
@@ -254,6 +295,26 @@ async def test_a_queue_broken_on_request():
         assert not results[9].maybe_executed
 
 
+async def test_a_break_at_every_step(opened):
+    """Each is served, or told whether the device may have seen it; nobody waits for ever."""
+    for step in range(16):
+        results = {}
+        model = Echo(queue_sizes=(2,))
+        async with opened(model) as queue:
+            async with trio.open_nursery() as nursery:
+                for number in range(6):
+                    nursery.start_soon(ask, queue, number, results)
+                for _ in range(step):
+                    await trio.lowlevel.checkpoint()
+                queue.vq.break_()
+        assert results.keys() == set(range(6))
+        errors = [result for result in results.values() if result != 12]
+        assert all(isinstance(error, QueueBroken) for error in errors)
+        in_flight = [error for error in errors if error.maybe_executed]
+        assert len(in_flight) <= 2
+        assert model.served <= 6 - len(errors) + len(in_flight)
+
+
 class Dies(Hoard):
     """Ends the queue when it holds enough."""
 
@@ -265,7 +326,7 @@ class Dies(Hoard):
 
 async def test_a_connection_that_ends_with_requests_in_flight(caplog):
     results = {}
-    async with opened(Dies(queue_sizes=(3,))) as queue:
+    async with opener(LOOPBACK)(Dies(queue_sizes=(3,))) as queue:
         async with trio.open_nursery() as nursery:
             for number in range(5):
                 nursery.start_soon(ask, queue, number, results)
@@ -276,7 +337,7 @@ async def test_a_connection_that_ends_with_requests_in_flight(caplog):
     assert "a bug of the model" in caplog.text
 
 
-async def test_a_break_while_another_is_chosen_strands_nobody():
+async def test_a_break_while_another_is_chosen_strands_nobody(opened):
     model, results = hoard(1), {}
     async with opened(model) as queue:
 
@@ -295,7 +356,7 @@ async def test_a_break_while_another_is_chosen_strands_nobody():
         assert not any(error.maybe_executed for error in results.values())
 
 
-async def test_a_leader_that_is_cancelled_as_the_queue_breaks():
+async def test_a_leader_that_is_cancelled_as_the_queue_breaks(opened):
     model, results = hoard(2), {}
     async with opened(model) as queue:
         scope = trio.CancelScope()
@@ -317,7 +378,7 @@ async def test_a_leader_that_is_cancelled_as_the_queue_breaks():
         assert sum(error.maybe_executed for error in results.values()) == 1
 
 
-async def test_what_was_used_before_the_break_counts(monkeypatch):
+async def test_what_was_used_before_the_break_counts(opened, monkeypatch):
     model, results = hoard(), {}
     async with opened(model) as queue:
         vq = queue.vq
