@@ -56,6 +56,20 @@ def test_a_piece_that_does_not_fit_behind_the_others_is_moved_to_the_front():
     assert b"".join(got) == data
 
 
+def test_a_piece_is_received_where_all_of_it_has_room():
+    inbox, got = Inbox(), []
+    sizes = [SCRATCH_BYTES - ROOM_BYTES - 500, ROOM_BYTES + 1000]
+    data = pattern(sum(sizes), 3)
+    started(reads(inbox, sizes, got), inbox)
+    feed(inbox, data[: sizes[0] + 10])
+    first = inbox.view
+    assert len(first) - inbox.end >= ROOM_BYTES  # not the usual reason to rewind
+    assert len(inbox.space()) >= sizes[1] - 10
+    assert inbox.view is first
+    feed(inbox, data[sizes[0] + 10 :])
+    assert b"".join(got) == data
+
+
 def test_everything_read_starts_again_at_the_front():
     inbox, got = Inbox(), []
     started(reads(inbox, [100, 100], got), inbox)
@@ -191,3 +205,5 @@ def test_what_was_sent_is_dropped_from_the_front(parts, counts):
         rest = rest[count:]
         assert b"".join(outbox.seal()) == rest
         assert outbox.pending() == len(rest)
+        assert all(outbox.pieces)  # an empty one would be sent, again and again
+        assert all(piece in parts for piece in outbox.pieces[1:])

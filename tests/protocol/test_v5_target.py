@@ -289,6 +289,19 @@ def test_what_follows_a_message_waits():
     assert content(taken(stream)) == [(b"x", 0)]
 
 
+@pytest.mark.parametrize("step", [1, None])
+def test_a_message_between_requests_is_none(step):
+    stream = bound()
+    feed(stream.inbox, vq(0, b"first", 4))  # from here on there is a slab, and the fast path
+    feed(stream.inbox, vq(1, b"before", 4) + command("DISCONNECT", 2), step)
+    assert content(taken(stream)) == [(b"first", 4), (b"before", 4)]
+    assert [(m.opcode, m.command_id) for m in stream.messages] == [(v5.DISCONNECT, 2)]
+    stream.inbox.advance()
+    feed(stream.inbox, vq(3, b"after", 4), step)
+    assert content(taken(stream)) == [(b"after", 4)]
+    assert stream.inflight == 3
+
+
 @pytest.mark.parametrize("length", [1, 1023, 1025, MOST])
 def test_a_connect_body_of_another_length_is_an_offence(length):
     stream = TargetStream(MIB, MIB)
