@@ -7,12 +7,17 @@ import struct
 
 import pytest
 import trio
+import trio.testing
 
 import vof
 from tests.models import Echo
 from tests.wire import Peer, command, connect_control, request, serving
+from vof.initiator.drivers import Blk
 from vof.initiator.requests import RequestQueue
 from vof.protocol import v5
+from vof.target.devices import BlkModel, MemoryBacking
+from vof.target.server import Limits
+from vof.virtio.blk import REQUEST
 from vof.virtio.device import VirtqueueInfo
 
 
@@ -61,6 +66,8 @@ SCRIPTS = {
     "huge body": command(v5.CONNECT, device_instance_id=0xFFFF, length=0xFFFFFFFF),
     "odd body": command(v5.CONNECT, device_instance_id=0xFFFF, length=17) + bytes(17),
     "connect twice": connect_control() * 2,
+    "connect, then an odd connect": connect_control()
+    + command(v5.CONNECT, device_instance_id=0xFFFF, length=17),
     "connect, then noise": connect_control() + noise(5000),
     "stolen virtqueue": b"".join(
         command(v5.CONNECT, device_instance_id=number, vq_index=0) for number in range(0, 65535, 97)
@@ -118,26 +125,35 @@ async def tolerant(manner, target, script: bytes) -> None:
 
 
 async def test_a_peer_that_does_not_read_is_not_read_from():
-    """Memory stays bounded, and everything arrives once it reads again."""
-    async with serving(lambda: Echo(queue_sizes=(64,))) as target:
-        control, vq = await target.peer(), await target.peer()
-        instance = await control.control()
-        await control.start()
-        assert await vq.join(instance) == 0
-        vq.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        stream = next(
-            served.queue._stream
-            for association in target.server.associations.values()
-            for served in association.queues.values()
-        )
+    """Memory stays bounded, others are served, and everything arrives once it reads again."""
+    limits = Limits(request_bytes=1 << 20, queue_bytes=4 << 20)
+    async with serving(Echo, limits) as target:
+        _, slow = await target.queue()
+        (association,) = target.server.associations.values()
+        stream = association.queues[0].queue._stream
         sent = 0
-        with trio.move_on_after(0.5):
-            while True:
-                await vq.send(request(sent % 60000, b"x", 100_000))
+
+        async def send() -> None:
+            nonlocal sent
+            for number in range(600):
+                await slow.send(request(number, bytes([number & 255]), 100_000))
                 sent += 1
-        assert sent > 64
-        assert stream._held + stream.outbox.pending() <= (64 << 20) + (64 << 17)
-        assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
+            await slow.send(command(v5.DISCONNECT, 700))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert stream._held + stream.outbox.pending() <= limits.queue_bytes
+            assert stream.outbox.pending() > 0
+            _, other = await target.queue()
+            for number in range(50):
+                await other.send(request(number, b"ab", 4))
+                assert await other.used() == (number, 4, b"abab")
+            assert stream._held + stream.outbox.pending() <= limits.queue_bytes
+            # It reads: everything is there, in order, and nothing was refused.
+            for number in range(600):
+                assert await slow.used() == (number, 100_000, bytes([number & 255]) * 100_000)
+        assert (await slow.answer(v5.DISCONNECT))["command_id"] == 700
 
 
 async def test_slow_writer_is_served():
@@ -166,3 +182,52 @@ async def test_garbage_on_a_virtqueue_ends_it_alone():
             await vq.send(random.Random(seed).randbytes(3000))
             await vq.stream.aclose()
         assert (await control.ask(v5.GET_STATUS))["status"] == 0
+
+
+async def batters(target, seed: int) -> None:
+    """Negotiate properly, then ask a disk for anything at all."""
+    random_ = random.Random(seed)
+    control, vq = await target.queue()
+    for number in range(300):
+        kind = random_.choice((0, 1, 4, 8, 11, 13, 99, random_.getrandbits(32)))
+        sector = random_.choice((0, 1, 127, 128, 1 << 54, (1 << 64) - 1, random_.getrandbits(64)))
+        body = REQUEST.pack(kind, random_.getrandbits(32), sector) + random_.randbytes(
+            random_.choice((0, 1, 16, 17, 512, 513, 16 * 33, 4096))
+        )
+        body = body[: random_.choice((0, 3, 16, len(body), len(body), len(body)))]
+        await vq.send(request(number, body, random_.choice((0, 1, 2, 21, 512, 513, 4097))))
+    for number in sorted([(await vq.used())[0] for _ in range(300)]):
+        assert number < 300
+    assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
+
+
+async def test_a_disk_that_is_battered_beside_an_innocent():
+    """Every request is answered, whatever it asks; the neighbour's disk is as it was."""
+    backings = [MemoryBacking(1 << 20), MemoryBacking(1 << 16)]
+    models: list[BlkModel] = []
+
+    def make() -> BlkModel:
+        models.append(BlkModel(backings[bool(models)], queue_size=512))
+        return models[-1]
+
+    async with serving(make) as target:
+        async with vof.connect(str(target.url)) as device, Blk(device) as disk:
+            done = trio.Event()
+
+            async def innocent() -> None:
+                number = 0
+                while not done.is_set() or number < 50:
+                    data, offset = number.to_bytes(4, "little") * 1024, number % 256 * 4096
+                    await disk.write(offset, data)
+                    assert await disk.read(offset, 4096) == data
+                    number += 1
+
+            with trio.fail_after(20):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(innocent)
+                    async with trio.open_nursery() as bad:
+                        for seed in range(4):
+                            bad.start_soon(batters, target, seed)
+                    done.set()
+    for backing in backings:
+        backing.close()
