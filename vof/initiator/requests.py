@@ -117,6 +117,7 @@ class RequestQueue:
         self._kicking = True
         await trio.lowlevel.cancel_shielded_checkpoint()
         self._kicking = False
+        self._unsent = 0
         self.vq.kick()
         if request.written != PENDING:
             self._waiting.pop(request, None)

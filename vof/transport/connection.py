@@ -16,7 +16,7 @@ import trio
 from vof.errors import ConnectionLost, VofError
 from vof.memory import Buffer
 from vof.protocol.stream import Inbox, Outbox
-from vof.transport.polling import Spin, offloading
+from vof.transport.polling import Spin
 
 IOV_MAX = 1024
 
@@ -103,15 +103,16 @@ class Connection:
         """Send until nothing waits any more."""
         outbox = self._stream.outbox
         try:
-            with offloading():  # a spin does not see that a socket became writable
-                while pieces := self._seal():
+            self.spin.watch(sending=True)
+            while pieces := self._seal():
+                try:
+                    outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
+                except BlockingIOError:
                     try:
-                        outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
-                    except BlockingIOError:
-                        try:
-                            await trio.lowlevel.wait_writable(self._sock)
-                        except trio.ClosedResourceError:
-                            pass  # interrupted; a closed socket says so at the next call
+                        await trio.lowlevel.wait_writable(self._sock)
+                    except trio.ClosedResourceError:
+                        pass  # interrupted; a closed socket says so at the next call
+            self.spin.watch(sending=False)
             self._stream.all_sent()
         except OSError as error:
             self.fail(error)

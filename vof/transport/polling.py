@@ -6,7 +6,7 @@ its connection empty first looks again for a short while. The rules:
 
 * A spin never delays a ready other. All connections and listeners of the thread stand in one
   epoll set, and each look asks for all of them; if another is ready, the spin ends, and the trio
-  loop takes its turn. What it cannot see (``offloading``) forbids spinning.
+  loop takes its turn. Work in other threads (``offloading``) forbids spinning.
 * A spin must pay. Success keeps the budget near what was needed; failure drops it to zero, and each
   failure in a row doubles the number of sleeps until the next try.
 * Without a budget the CPU is offered once to whoever else wants it: a peer on the same CPU, which
@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import sched_yield
+from select import EPOLLIN, EPOLLOUT
 from time import perf_counter_ns
 
 DEFAULT_BUDGET_US = 100
@@ -56,7 +57,7 @@ def statistics() -> dict[str, int]:
 
 @contextmanager
 def offloading() -> Iterator[None]:
-    """Forbid spinning while the loop waits for what a spin does not see: a thread, room to send."""
+    """Forbid spinning while a worker thread does something that the loop waits for."""
     _shared.offloaded += 1
     try:
         yield
@@ -73,7 +74,11 @@ class Spin:
         self._fd = fd
         self._budget = self._failures = self._skips = self._started = 0
         self._epoll = _shared.epoll
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, EPOLLIN)
+
+    def watch(self, *, sending: bool) -> None:
+        """End spins also when there is room to send, as long as somebody waits for that."""
+        self._epoll.modify(self._fd, EPOLLIN | (EPOLLOUT if sending else 0))
 
     def close(self) -> None:
         """Leave the shared set; before the descriptor is closed."""
@@ -115,7 +120,7 @@ class Spin:
                 self._failures = 0
                 took = perf_counter_ns() - started
                 self._budget = min(max(4 * took, shared.budget_ns // 4), shared.budget_ns)
-        return len(ready) == 1 and ready[0][0] == self._fd
+        return len(ready) == 1 and ready[0] == (self._fd, EPOLLIN)
 
     def slept(self) -> None:
         """Note the end of the sleep that followed a spin."""
