@@ -5,8 +5,9 @@
     python tests/fuzz/fuzz_stream.py --seconds 60 [--seed N]
 
 Starts from the corpus (hex files, "#" begins a comment) and from messages made at random. Each
-input goes in whole and cut at random places: both must give the same, and nothing but the errors
-that the protocol names. A finding is printed as a line of hex that belongs into the corpus.
+input goes in whole and cut at random places: both must give what a plain reader of the whole bytes
+finds in them, and nothing but the errors that the protocol names. A finding is printed as a line of
+hex that belongs into the corpus.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.protocol.pipe import SpyPool, drain, pattern, take  # noqa: E402
+from tests.fuzz import reference  # noqa: E402
+from tests.protocol.pipe import SpyPool, done, drain, pattern, take  # noqa: E402
 from vof.errors import CommandError, RemoteProtocolError  # noqa: E402
 from vof.protocol import v5  # noqa: E402
 from vof.protocol.session import State  # noqa: E402
@@ -28,6 +30,8 @@ from vof.protocol.v5_target import HEADER, SLAB_BYTES, TargetStream  # noqa: E40
 
 REQUEST_BYTES = 64 * 1024
 QUEUE_SIZE = 4
+CONTROL = (v5.GET_VENDOR_ID, v5.GET_CONFIG, v5.GET_STATUS)
+QUEUE = 12  # of the initiator, with room for all that is in flight
 MOST_STEPS = 100_000
 NUMBERS = (0, 1, 2, 3, 15, 16, 17, 0xFF, 0x400, 0x3FFF, 0x4000, 0x4001, 0xFFFE, 0xFFFF)
 LENGTHS = (*NUMBERS, 0x10000, 0x10001, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
@@ -50,6 +54,11 @@ def feed_until(stream, data, cut, ready):
     raise AssertionError("the stream takes no more bytes")
 
 
+def kind(error):
+    """Return the name of an error that ``feed_until`` returned."""
+    return (error or "").partition("(")[0]
+
+
 def target(data, cut=no_cuts):
     """Give the bytes to a target; return all that came of it."""
     results, kept = [], []
@@ -66,12 +75,20 @@ def target(data, cut=no_cuts):
             return not stream.paused
 
         error = feed_until(stream, data, cut, ready)
-        chains = [(b"".join(c.readable), sum(map(len, c.writable))) for c in stream.chains]
+        chains = [
+            (c.token[0], b"".join(c.readable), sum(map(len, c.writable))) for c in stream.chains
+        ]
         assert len(chains) == stream.inflight == stream.inbox.lent <= max(queue_size, 0)
         assert sum(pool.sizes) <= 2 * SLAB_BYTES + 2 * (QUEUE_SIZE + 1) * REQUEST_BYTES
         for chain in stream.chains:
             stream.push(chain, 0)
-        results.append((error, chains, list(kept), drain(stream)))
+        sent = drain(stream)
+        found = reference.commands(data, queue_size, REQUEST_BYTES)
+        assert kind(error) == found.error
+        assert chains == found.chains
+        assert [(m.opcode, m.command_id, m.body) for m in kept] == found.messages
+        assert sent == found.answers + b"".join(done(chain[0]) for chain in chains)
+        results.append((error, chains, list(kept), sent))
         kept.clear()
     return results
 
@@ -103,18 +120,31 @@ def initiator(data, cut=no_cuts):
     """Give the bytes to an initiator with requests in flight; return all that came of it."""
     results = []
     for control in (False, True):
-        stream = InitiatorStream(12, control)
+        stream = InitiatorStream(QUEUE, control)
         stream.session.state = State.LIVE
         spaces = [[bytearray(size)] for size in (0, 1, 16, 0x4000, 0x4001, REQUEST_BYTES)]
         spaces += [[bytearray(3), bytearray(40_000)], [bytearray(40_000), bytearray(3)]]
         if control:
-            for opcode in (v5.GET_VENDOR_ID, v5.GET_CONFIG, v5.GET_STATUS):
+            for opcode in CONTROL:
                 stream.command(opcode, {}, b"", opcode)
         for number, space in enumerate(spaces):
             stream.add([b"?", *space], 1, number, None)
         stream.abandon()
+        inflight = dict(enumerate([(opcode, None) for opcode in CONTROL] if control else []))
+        inflight |= {
+            len(inflight) + number: (number or None, sum(map(len, space)))  # 0 is abandoned
+            for number, space in enumerate(spaces)
+        }
         error = feed_until(stream, data, cut, lambda: True)
         memory = [b"".join(space) for space in spaces]
+        found = reference.completions(data, inflight, control)
+        assert kind(error) == found.error
+        assert [used[:2] for used in stream.used] == found.used
+        assert [answer[:2] for answer in stream.answers] == found.answers
+        assert [(i, f["generation"]) for i, f in stream.notices] == found.notices
+        for number, room in enumerate(memory):
+            assert room == found.memory.get(number, b"").ljust(len(room), b"\0")
+        assert set(stream.free) == found.free | {*range(len(inflight), QUEUE)}
         assert len(stream.used) + len(stream.answers) <= len(stream.free)
         assert 11 <= len(stream.inflight()) + len(stream.free) <= 12  # one is abandoned
         results.append((error, list(stream.used), list(stream.answers), list(stream.notices)))
