@@ -37,12 +37,16 @@ def command(name, command_id, **fields):
 # -- requests ---------------------------------------------------------------------------------
 
 
-def test_requests_without_one_part_or_without_both():
+@pytest.mark.parametrize("first", range(4))
+def test_requests_without_one_part_or_without_both(first):
     stream = bound()
-    feed(stream.inbox, vq(1, b"out") + vq(2, in_length=5) + vq(3) + vq(4, b"x", 1))
+    parts = [(b"out", 0), (b"", 5), (b"", 0), (b"x", 1)]
+    parts = parts[first:] + parts[:first]  # the first of all finds no slab
+    feed(stream.inbox, b"".join(vq(i, *part) for i, part in enumerate(parts)))
     chains = taken(stream)
-    assert content(chains) == [(b"out", 0), (b"", 5), (b"", 0), (b"x", 1)]
-    assert [(len(c.readable), len(c.writable)) for c in chains] == [(1, 0), (0, 1), (0, 0), (1, 1)]
+    assert content(chains) == parts
+    for (out, room), chain in zip(parts, chains, strict=True):
+        assert (len(chain.readable), len(chain.writable)) == (bool(out), bool(room))
     assert stream.inflight == 4
 
 
@@ -344,6 +348,17 @@ def test_a_large_buffer_that_waits_to_be_sent_is_not_used_again():
     chain.writable[0][:] = b"b" * 200_000
     assert b"".join(pieces) == done(0, b"a" * 200_000)
     assert pool.sizes == [200_016] * 2
+
+
+def test_a_large_buffer_is_spare_once():
+    stream = bound()
+    for number in range(4):
+        echo(stream, b"?", 200_000, number)
+    feed(stream.inbox, vq(5, b"", 200_000) + vq(6, b"", 200_000))
+    first, second = taken(stream)
+    first.writable[0][:] = b"1" * 200_000
+    second.writable[0][:] = b"2" * 200_000
+    assert bytes(first.writable[0]) == b"1" * 200_000
 
 
 def test_few_sizes_are_kept_and_few_of_each():
