@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 import vof
-from tests.models import Echo
+from tests.models import Echo, Hoard
 from tests.wire import Peer, command, connect_control, request, serving
 from vof.initiator.drivers import Blk
 from vof.initiator.requests import RequestQueue
@@ -154,6 +154,35 @@ async def test_a_peer_that_does_not_read_is_not_read_from():
             for number in range(600):
                 assert await slow.used() == (number, 100_000, bytes([number & 255]) * 100_000)
         assert (await slow.answer(v5.DISCONNECT))["command_id"] == 700
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [command(v5.GET_STATUS), command(v5.VQ, out_length=8) + bytes(8)],
+    ids=["wrong command", "too many requests"],
+)
+async def test_refusals_that_nobody_reads_do_not_pile_up(refused: bytes):
+    async with serving(Hoard) as target:
+        _, vq = await target.queue(size=2)
+        vq.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        (association,) = target.server.associations.values()
+        queue = association.queues[0].queue
+        queue._connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        stream = queue._stream
+        for ident in (1, 2):
+            await vq.send(request(ident, b"x", 1))
+
+        async def flood() -> None:
+            for _ in range(1000):
+                await vq.send(refused * 1000)
+            raise AssertionError("it took everything")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert stream.inflight == 2
+            assert stream.outbox.pending() < 2 << 20
+            nursery.cancel_scope.cancel()
 
 
 async def test_slow_writer_is_served():

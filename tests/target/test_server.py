@@ -7,6 +7,7 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 
 from tests.models import Echo, Hoard
 from tests.wire import Peer, command, connect_control, names, request, serving
@@ -130,7 +131,13 @@ async def test_drain():
                 await trio.lowlevel.checkpoint()
             with pytest.raises(OSError, match="connect"):
                 await target.peer()
-            model.use(written=0)
+            for late in (2, 3):
+                await vq.send(request(late, b"late", 4))
+                await trio.testing.wait_all_tasks_blocked()
+            assert len(model.chains) <= 2  # who slept takes what wakes it, and no more
+            assert not ended
+            while model.chains:
+                model.use(written=0)
         assert ended == [True]
         assert await vq.used() == (1, 0, b"")
         assert await control.ended()
