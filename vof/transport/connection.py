@@ -103,7 +103,8 @@ class Connection:
         """Send until nothing waits any more."""
         outbox = self._stream.outbox
         try:
-            self.spin.watch(sending=True)
+            if self.error is None:  # else the descriptor's number may be another's by now
+                self.spin.watch(sending=True)
             while pieces := self._seal():
                 try:
                     outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
