@@ -207,6 +207,56 @@ async def test_flush_into_a_closed_peer_is_an_error_and_no_exception(ends):
     assert "Broken pipe" in str(ends.connection.error)
 
 
+@pytest.fixture
+async def other():
+    """Another connection of the thread, which has something to read."""
+    near, far = socket.socketpair()
+    with near, far:
+        other = Connection(near, "other")
+        far.send(b"x")
+        yield other
+        other.close()
+
+
+def spins(connection):
+    """Whether a spin finds the connection, and nothing else, ready."""
+    connection.spin.slept()  # the loop had its turn
+    return connection.spin()
+
+
+async def test_who_waits_for_room_to_send_delays_no_spin_and_is_not_delayed(ends, other):
+    data = pattern(4 * MIB, 7)
+    ends.stream.outbox.append(data)
+    ends.connection.flush()
+    await trio.testing.wait_all_tasks_blocked()
+    assert ends.connection.blocked
+    assert spins(other)
+    ends.far.setblocking(False)
+    taken = bytearray()
+    while spins(other):
+        taken += ends.far.recv(65536)
+    taken += await ends.take(len(data) - len(taken))
+    assert taken == data
+    with trio.fail_after(LIMIT):
+        await ends.connection.drained()
+    assert spins(other)
+
+
+async def test_a_writer_that_starts_after_the_close_leaves_the_next_of_its_number_alone(ends):
+    ends.stream.outbox.append(bytes(4 * MIB))
+    ends.connection.flush()
+    number = ends.connection._sock.fileno()
+    ends.connection.close()
+    near, far = socket.socketpair()
+    with near, far:
+        assert near.fileno() == number
+        other = Connection(near, "other")
+        far.send(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        assert spins(other)
+        other.close()
+
+
 async def test_a_nursery_that_ends_lets_go_of_who_waits():
     near, far = socket.socketpair()
     async with trio.open_nursery() as outer:

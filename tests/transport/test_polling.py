@@ -2,6 +2,7 @@
 """The rules of the spin, on a clock that only it advances."""
 
 import os
+import socket
 import threading
 
 import pytest
@@ -197,6 +198,24 @@ def test_work_in_threads_forbids_spinning(line, clock):
         line.hush()
     assert not line.spin()
     assert tries() == 1
+
+
+def test_room_to_send_ends_a_spin_while_somebody_waits_for_it(line, clock):
+    near, far = socket.socketpair()
+    sender = Spin(near.fileno())
+    nap(line)
+    line.ring()
+    assert line.spin()
+    sender.watch(sending=True)
+    assert not line.spin()
+    far.send(b"x")
+    line.hush()
+    assert not sender()  # the writer must have its turn
+    sender.watch(sending=False)
+    assert sender()
+    sender.close()
+    near.close()
+    far.close()
 
 
 def test_polling_can_be_turned_off(line):
