@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Both ends of a byte stream, without a socket: bytes go from an outbox into an inbox by hand."""
 
+import tracemalloc
+from contextlib import contextmanager
+
 from vof.memory import Pool
 from vof.protocol.stream import Inbox
 from vof.protocol.v5_target import HEADER
@@ -17,6 +20,18 @@ class SpyPool(Pool):
     def alloc(self, size):
         self.sizes.append(size)
         return memoryview(bytearray(size))
+
+
+@contextmanager
+def allocating(most):
+    """Fail when more memory than this is taken at any time within, be it from a pool or not."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= most
 
 
 def take(inbox: Inbox, data) -> int:

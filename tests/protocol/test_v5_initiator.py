@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from tests.protocol.pipe import done, drain, feed, pattern, vq
+from tests.protocol.pipe import allocating, done, drain, feed, pattern, vq
 from vof.errors import CommandError, LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
 from vof.protocol.session import State
@@ -159,7 +159,7 @@ def test_an_offence_on_a_virtqueue(data, step):
     stream = queue()
     space = bytearray(10)
     stream.add([b"?", space], 1, "token", None)
-    with pytest.raises(RemoteProtocolError):
+    with allocating(2 * SCRATCH_BYTES), pytest.raises(RemoteProtocolError):
         feed(stream.inbox, data, step)
     assert space == bytes(10)
 

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tests.protocol.pipe import SpyPool, done, drain, feed, pattern, vq
+from tests.protocol.pipe import SpyPool, allocating, done, drain, feed, pattern, vq
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.memory import HEAP
 from vof.protocol import v5
@@ -182,10 +182,13 @@ def test_more_than_the_queue_size_is_refused_until_one_is_pushed(step):
 def test_hostile_lengths_allocate_nothing(out_length, in_length):
     pool = SpyPool()
     stream = bound(pool=pool)
-    feed(stream.inbox, vq(1, b"", in_length, out_length) + bytes(3 * SCRATCH_BYTES))
+    rest = bytes(3 * SCRATCH_BYTES) if out_length else b""
+    with allocating(2 * SCRATCH_BYTES):
+        feed(stream.inbox, vq(1, b"", in_length, out_length))
+        feed(stream.inbox, rest)
     assert pool.sizes == []
     assert stream.inbox.target is None
-    assert len(stream.inbox.view) == SCRATCH_BYTES
+    assert drain(stream) == (b"" if out_length else done(1, status=v5.EINVQBUF))
 
 
 def test_a_request_before_connect_is_a_message():
@@ -310,7 +313,7 @@ def test_a_message_between_requests_is_none(step):
 def test_a_connect_body_of_another_length_is_an_offence(length):
     stream = TargetStream(MIB, MIB)
     row = command("CONNECT", 1, device_instance_id=0, vq_index=0, length=length, queue_size=0)
-    with pytest.raises(RemoteProtocolError, match="body") as caught:
+    with allocating(2 * SCRATCH_BYTES), pytest.raises(RemoteProtocolError, match="body") as caught:
         feed(stream.inbox, row)
     assert caught.value.status == v5.EBADVQN
 
