@@ -239,7 +239,7 @@ class Server:
             ident = secrets.randbelow(v5.NEW_INSTANCE)
         association = Association(ident, tvqn, ivqn, model, connection, self._tidy)
         self.associations[ident] = association
-        log.info("%s: %s connected from %s as %d", tvqn, ivqn, connection.peer, ident)
+        log.info("%s: %r connected from %s as %d", tvqn, ivqn, connection.peer, ident)
         return association
 
     async def _control(
@@ -251,7 +251,7 @@ class Server:
         finally:
             await association.destroy()
             del self.associations[association.ident]
-            log.info("%s: %s (%d) gone", association.tvqn, association.ivqn, association.ident)
+            log.info("%s: %r (%d) gone", association.tvqn, association.ivqn, association.ident)
 
 
 def vqn(field: bytes) -> str:
