@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 import vof
 from tests.liar import Liar, serving
@@ -169,6 +170,32 @@ async def test_the_end_of_the_connection_is_noticed(enabled: bool):
             vq.add_outbuf([b"x"], "other")
         assert vq.detach_unused_buf() == "token"
         assert await device.get_status() == 15  # the device lives on
+
+
+@pytest.mark.parametrize("end", ["used", "broken", "disabled"])
+async def test_waiting_beside_callbacks(end: str):
+    """The task that calls back reads the connection; who waits is woken by it, or takes over."""
+    called: list[object] = []
+    model = Hoard()
+    async with honest(lambda: model) as target, queue(target.url, called.append) as (_, vq):
+        vq.add_outbuf([b"x"], "token")
+        vq.kick()
+        await model.holds(1)
+
+        async def wait() -> None:
+            await vq.wait_used()
+            assert vq.get_buf() == (None if end == "broken" else ("token", 0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            if end == "broken":
+                vq.break_()
+            else:
+                if end == "disabled":
+                    vq.disable_cb()
+                model.use()
+        assert len(called) == (end != "disabled")
 
 
 async def test_kicking_into_a_dead_connection():

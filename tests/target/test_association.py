@@ -30,6 +30,7 @@ async def test_ids_features_and_sizes():
         features = (await peer.ask(v5.GET_DEVICE_FEATURE, select=0))["feature"]
         assert features == bit(VIRTIO_F_VERSION_1)
         assert (await peer.ask(v5.GET_DEVICE_FEATURE, select=3))["feature"] == 0
+        assert (await peer.ask(v5.SET_DRIVER_FEATURE, select=3, feature=0))["status"] == v5.OK
         assert (await peer.ask(v5.GET_VQ_SIZE, vq_index=1))["size"] == 64
         assert (await peer.ask(v5.KEEPALIVE, 0xFEFF))["command_id"] == 0xFEFF
 
@@ -349,6 +350,18 @@ async def test_nothing_comes_behind_disconnect(caplog: pytest.LogCaptureFixture)
         assert len(model.chains) == 1
         assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
     assert "DISCONNECT under way" in caplog.text
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["served", "held"])
+async def test_connect_on_a_virtqueue_ends_it_alone(ready: bool):
+    async with serving(Echo) as target:
+        control, vq = await target.peer(), await target.peer()
+        assert await vq.join(await control.control()) == v5.OK
+        if ready:
+            await control.start()
+        await vq.send(command(v5.CONNECT))
+        assert await vq.ended()
+        assert (await control.ask(v5.GET_STATUS))["device_status"] == 15 * ready
 
 
 async def test_disconnect_of_control_takes_the_virtqueues_along():

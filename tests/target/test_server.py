@@ -154,6 +154,19 @@ async def test_drain_deadline(caplog: pytest.LogCaptureFixture):
         assert await control.ended()
 
 
+async def test_a_name_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    async with serving(Echo) as target:
+        peer = await target.peer()
+        await peer.send(connect_control(body=names(ivqn=b"x\nERROR it burns\x1b[2J")))
+        assert (await peer.answer(v5.CONNECT))["status"] == v5.OK
+        await peer.stream.aclose()
+        await target.gone()
+    told = [record.getMessage() for record in caplog.records]
+    assert any("it burns" in line for line in told)
+    assert all(line.isprintable() for line in told)
+
+
 ODD = command(v5.CONNECT, device_instance_id=v5.NEW_INSTANCE, length=17)
 
 
