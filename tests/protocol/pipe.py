@@ -4,11 +4,12 @@
 import tracemalloc
 from contextlib import contextmanager
 
-from vof.memory import Pool
+from vof.memory import HEAP, Pool
 from vof.protocol.stream import Inbox
-from vof.protocol.v5_target import HEADER
+from vof.protocol.v5_target import HEADER, TargetStream
 
 VQ = 0x0FFF
+MIB = 1 << 20
 
 
 class SpyPool(Pool):
@@ -20,6 +21,10 @@ class SpyPool(Pool):
     def alloc(self, size):
         self.sizes.append(size)
         return memoryview(bytearray(size))
+
+
+class Scratch(bytearray):
+    """Can be referred to weakly."""
 
 
 @contextmanager
@@ -78,3 +83,21 @@ def done(command_id: int, data: bytes = b"", length: int | None = None, status: 
 def pattern(size: int, seed: int) -> bytes:
     """Return bytes that show where they came from, and where they were cut."""
     return (b"%06x|%02x|" % (size, seed & 0xFF) * (size // 10 + 1))[:size]
+
+
+def bound(queue_size=16, request_bytes=MIB, queue_bytes=8 * MIB, pool=HEAP):
+    """Return the stream of a live virtqueue."""
+    stream = TargetStream(request_bytes, queue_bytes)
+    stream.bind(queue_size, pool)
+    return stream
+
+
+def taken(stream):
+    """Take the chains that came."""
+    chains, stream.chains = stream.chains, []
+    return chains
+
+
+def content(chains):
+    """Return what each chain carries, and how many bytes it has room for."""
+    return [(b"".join(c.readable), sum(map(len, c.writable))) for c in chains]

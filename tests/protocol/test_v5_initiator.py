@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from tests.protocol.pipe import allocating, done, drain, feed, pattern, vq
+from tests.protocol.pipe import Scratch, allocating, done, drain, feed, pattern, vq
 from vof.errors import CommandError, LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
 from vof.protocol.session import State
@@ -230,10 +230,6 @@ def test_abandoning_another_request_leaves_the_one_that_arrives():
     assert second == data
     assert first == bytes(40_000)
     assert [token for token, _, _ in stream.used] == ["second"]
-
-
-class Scratch(bytearray):
-    """Can be referred to weakly."""
 
 
 @pytest.mark.parametrize("here", [0, 5, 16, 30_000])
