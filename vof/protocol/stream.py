@@ -102,6 +102,15 @@ class Inbox:
         if self.target is None:
             self.received(0)
 
+    def discard(self, length: int) -> Program:
+        """Read and forget: part of a program."""
+        while length:
+            here = min(self.end - self.pos, length)
+            self.pos += here
+            length -= here
+            if length:
+                yield 1
+
     def redirect(self) -> None:
         """Receive what the program waits for elsewhere, to be forgotten."""
         if self.target is not None:

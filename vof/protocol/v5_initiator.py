@@ -193,8 +193,8 @@ class InitiatorStream:
             while inbox.end - inbox.pos < 16 + length:
                 yield 16 + length
         inbox.pos += 16
-        for number in range(len(segments)):
-            part = segments[number][:length]
+        for segment in segments:
+            part = segment[:length]
             length -= len(part)
             here = min(inbox.end - inbox.pos, len(part))
             part[:here] = inbox.view[inbox.pos : inbox.pos + here]
@@ -202,6 +202,7 @@ class InitiatorStream:
             if here < len(part):
                 yield part[here:]
         self._filling = None
+        yield from inbox.discard(length)  # what was abandoned has no segments any more
 
     def _notice(self, command_id: int, header: memoryview) -> None:
         if not self._control or command_id not in v5.RESERVED_IDS:
@@ -222,11 +223,9 @@ class InitiatorStream:
         """
         for command_id, entry in enumerate(self._entries):
             if entry is not None and entry[2] is not None and entry[0] is not ABANDONED:
-                space = memoryview(bytearray(entry[3]))
-                self._entries[command_id] = (ABANDONED, None, (space,), entry[3])
+                self._entries[command_id] = (ABANDONED, None, (), entry[3])
                 if self._filling and self._filling[0] == command_id:
-                    segments = self._filling[1]
-                    segments[:] = [memoryview(bytearray(len(s))) for s in segments]
+                    self._filling[1].clear()
                     self.inbox.redirect()
                 return entry[0]
         return None

@@ -154,7 +154,7 @@ class TargetStream:
         )
         if refusal:
             inbox.pos += 16
-            yield from self._discard(out_length)
+            yield from inbox.discard(out_length)
             self.answer(v5.COMMANDS[v5.VQ].completion.name, command_id, refusal)
             return
         size = out_length + in_length
@@ -210,16 +210,6 @@ class TargetStream:
         self.paused = True
         yield None  # one at a time: what follows may depend on it
         self.paused = False
-
-    def _discard(self, length: int) -> Program:
-        """Read and forget."""
-        inbox = self.inbox
-        while length:
-            here = min(inbox.end - inbox.pos, length)
-            inbox.pos += here
-            length -= here
-            if length:
-                yield 1
 
     # -- memory -------------------------------------------------------------------------------
 
