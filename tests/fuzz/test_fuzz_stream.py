@@ -54,7 +54,7 @@ def crash(stream):
     ("owner", "name", "action"),
     [
         (TargetStream, "_request", out_of_step),
-        (TargetStream, "_discard", crash),
+        (TargetStream, "answer", crash),
         (InitiatorStream, "_payload", out_of_step),
         (InitiatorStream, "_notice", crash),
     ],

@@ -218,6 +218,26 @@ def test_abandoned_memory_is_not_touched(parts, size, here):
     assert list(stream.used) == [("again", 3, None)]
 
 
+@pytest.mark.parametrize("here", [0, 100_000])
+def test_abandoning_takes_little_memory(here):
+    stream = queue(32)
+    space = bytearray(1 << 20)
+    for number in range(32):
+        stream.add([b"?", space], 1, number, None)
+    data = pattern(len(space), 5)
+    feed(stream.inbox, done(0, data)[:here])
+    before = bytes(space)
+    with allocating(2 << 20):
+        while stream.abandon() is not None:
+            pass
+    feed(stream.inbox, done(0, data)[here:])
+    answer = done(1, data)
+    with allocating(1 << 20):
+        feed(stream.inbox, answer)
+    assert space == before
+    assert len(stream.free) == 2
+
+
 def test_abandoning_another_request_leaves_the_one_that_arrives():
     stream = queue()
     first, second = room(40_000, 40_000)
