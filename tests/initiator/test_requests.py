@@ -13,6 +13,7 @@ from tests.conformance.memory_device import maker
 from tests.models import Echo, Hoard
 from vof.errors import ConnectionLost, InvalidArgument, QueueBroken, VofError
 from vof.initiator import RequestQueue
+from vof.initiator.requests import MOST_UNSENT
 from vof.virtio import VirtqueueInfo
 
 LIMIT = 10
@@ -103,6 +104,19 @@ async def test_those_who_come_together_share_a_kick(opened, monkeypatch):
                 nursery.start_soon(ask, queue, number)
             await model.holds(40)
             assert len(kicks) <= 10
+            while model.chains:
+                model.use()
+
+
+async def test_a_crowd_is_sent_in_parts_that_the_device_can_start_with(opened, monkeypatch):
+    model = hoard(64)
+    async with opened(model) as queue:
+        kicks = count_kicks(queue.vq, monkeypatch)
+        async with trio.open_nursery() as nursery:
+            for number in range(3 * MOST_UNSENT):
+                nursery.start_soon(ask, queue, number)
+            await model.holds(3 * MOST_UNSENT)
+            assert 3 <= len(kicks) <= 5
             while model.chains:
                 model.use()
 

@@ -39,6 +39,14 @@ def test_large_buffers_are_used_again_after_they_were_sent():
     assert pool.sizes == [100_000, 200_016]
 
 
+def test_a_slab_starts_again_from_the_front():
+    pool = SpyPool()
+    stream = bound(pool=pool)
+    for number in range(3 * SLAB_BYTES // 10_000):
+        echo(stream, b"?", 10_000, number)
+    assert pool.sizes == [SLAB_BYTES]
+
+
 def test_a_large_buffer_that_waits_to_be_sent_is_not_used_again():
     pool = SpyPool()
     stream = bound(pool=pool)
