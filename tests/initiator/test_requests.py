@@ -34,7 +34,11 @@ def opener(make):
                 await device.initialize(0)
                 (vq,) = await device.find_vqs([VirtqueueInfo("requests")])
                 await device.ready()
-                yield RequestQueue(vq)
+                queue = RequestQueue(vq)
+                yield queue
+                assert not queue._waiting
+                assert not queue._room
+                assert not queue._leading
 
     return opened
 
