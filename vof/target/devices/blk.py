@@ -17,13 +17,12 @@ that no queue waits for another's disk, and come back in any order.
 import errno
 import os
 import struct
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from vof.errors import InvalidArgument
 from vof.target.devices.backing import IOV_MAX, NEVER, FileBacking
+from vof.target.devices.jobs import Job, Lane, adjacent, answer, cut
 from vof.target.devices.offload import Offload
 from vof.virtio.blk import (
     RANGE,
@@ -74,86 +73,6 @@ WHAT = {
 
 HEADER_BYTES = REQUEST.size
 Push = Callable[[Chain, int], object]
-Range = tuple[int, int, int]
-
-
-class Job(NamedTuple):
-    """A request that was read and checked.
-
-    Attributes:
-        chain: where it came from.
-        kind: VIRTIO_BLK_T_*.
-        status: VIRTIO_BLK_S_OK, or what the check found.
-        data: what is written or filled.
-        offset: where on the disk, in bytes.
-        length: of ``data``, in bytes.
-        ranges: of a discard or write-zeroes: offset, length, flags.
-    """
-
-    chain: Chain
-    kind: int
-    status: int = VIRTIO_BLK_S_OK
-    data: Sequence[memoryview] = ()
-    offset: int = 0
-    length: int = 0
-    ranges: Sequence[Range] = ()
-
-
-def _cut(segments: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
-    """Return bytes ``start`` to ``stop`` of the segments, without empty pieces."""
-    pieces = []
-    for segment in segments:
-        size = len(segment)
-        if size and start < size and stop > 0:
-            pieces.append(segment[max(start, 0) : min(stop, size)])
-        start -= size
-        stop -= size
-    return pieces
-
-
-def _answer(job: Job, status: int) -> tuple[Chain, int]:
-    """Fill what the request left, set the status byte, return what to push."""
-    chain = job.chain
-    total = sum(map(len, chain.writable))
-    if status or job.kind not in (VIRTIO_BLK_T_IN, VIRTIO_BLK_T_GET_ID):
-        for view in _cut(chain.writable, 0, total - 1):
-            view[:] = bytes(len(view))
-    _cut(chain.writable, total - 1, total)[0][0] = status
-    return chain, total
-
-
-class Lane:
-    """The threads of one queue, and the one of them that writes.
-
-    Most file systems let one writer into a file at a time. So one thread takes the writes that
-    wait, those that come meanwhile too, and tells the loop as it goes: under load neither waits
-    for the other to wake up.
-    """
-
-    __slots__ = ("collect", "done", "offload", "open", "queue", "waiting", "writing")
-
-    def __init__(self, queue: DeviceQueue, offload: Offload) -> None:
-        self.queue = queue
-        self.offload = offload
-        self.waiting: deque[Job] = deque()
-        self.done: deque[tuple[Chain, int]] = deque()
-        self.writing = False
-        self.open = True
-        self.collect = self._collect  # one object, to be asked for again and again
-
-    def _collect(self) -> None:
-        """Give back what was written. In the loop."""
-        while self.done:
-            chain, written = self.done.popleft()
-            if self.open:
-                self.queue.push(chain, written)
-        if self.open:
-            self.queue.flush()
-
-    def close(self) -> None:
-        """The queue ended: write no more than what is under way."""
-        self.open = False
-        self.waiting.clear()
 
 
 class BlkModel(DeviceModel):
@@ -271,18 +190,18 @@ class BlkModel(DeviceModel):
             done = None
             try:
                 (request,) = chain.readable
-                (answer,) = chain.writable
+                (space,) = chain.writable
                 kind, _, sector = unpack(request)
-                length = len(answer) - 1
+                length = len(space) - 1
                 offset = sector << 9
                 if not kind and inline and not length & 511 and offset + length <= limit:
-                    done = preadv(fd, (answer[:-1],), offset, flags)
+                    done = preadv(fd, (space[:-1],), offset, flags)
             except OSError as error:
                 inline = self._refused("read_flags", error)
             except (ValueError, struct.error):
                 pass
             if done == length:
-                answer[length] = 0
+                space[length] = 0
                 push(chain, length + 1)
             elif (job := self._other(chain, limit, push)) is not None:
                 jobs.append(job)
@@ -301,7 +220,7 @@ class BlkModel(DeviceModel):
         if job is None:
             push(chain, 0)
         elif job.status or self._inline(job):
-            push(*_answer(job, job.status))
+            push(*answer(job, job.status))
         else:
             return job
         return None
@@ -312,15 +231,15 @@ class BlkModel(DeviceModel):
         out_length, in_length = sum(map(len, readable)), sum(map(len, writable)) - 1
         if out_length < HEADER_BYTES or in_length < 0:
             return None
-        kind, _, sector = REQUEST.unpack(b"".join(_cut(readable, 0, HEADER_BYTES)))
+        kind, _, sector = REQUEST.unpack(b"".join(cut(readable, 0, HEADER_BYTES)))
         if kind == VIRTIO_BLK_T_IN:
-            data, length = _cut(writable, 0, in_length), in_length
+            data, length = cut(writable, 0, in_length), in_length
         elif kind == VIRTIO_BLK_T_OUT:
             if self._backing.read_only:
                 return Job(chain, kind, VIRTIO_BLK_S_IOERR)
-            data, length = _cut(readable, HEADER_BYTES, out_length), out_length - HEADER_BYTES
+            data, length = cut(readable, HEADER_BYTES, out_length), out_length - HEADER_BYTES
         elif kind == VIRTIO_BLK_T_GET_ID:
-            return Job(chain, kind, data=_cut(writable, 0, in_length))
+            return Job(chain, kind, data=cut(writable, 0, in_length))
         elif kind == VIRTIO_BLK_T_FLUSH:
             return Job(chain, kind)
         elif kind in RANGE_FLAGS:
@@ -337,7 +256,7 @@ class BlkModel(DeviceModel):
         count, odd = divmod(length, RANGE.size)
         if odd or not 1 <= count <= MAX_RANGES or self._backing.read_only:
             return Job(chain, kind, VIRTIO_BLK_S_IOERR)
-        payload = b"".join(_cut(chain.readable, HEADER_BYTES, HEADER_BYTES + length))
+        payload = b"".join(cut(chain.readable, HEADER_BYTES, HEADER_BYTES + length))
         ranges, status = [], VIRTIO_BLK_S_OK
         for sector, sectors, flags in RANGE.iter_unpack(payload):
             if flags & ~RANGE_FLAGS[kind]:
@@ -395,15 +314,25 @@ class BlkModel(DeviceModel):
 
     def _drain(self, lane: Lane) -> None:
         """Write all that waits. Blocks; runs in a thread."""
-        waiting, done = lane.waiting, lane.done
+        waiting = lane.waiting
         while True:
-            try:
-                job = waiting.popleft()
-            except IndexError:
+            jobs = adjacent(waiting)
+            if not jobs:
                 return
-            done.append(self._run(job))
+            lane.done += self._write_all(jobs)
             if waiting:
                 lane.offload.soon(lane.collect)
+
+    def _write_all(self, jobs: list[Job]) -> list[tuple[Chain, int]]:
+        """Write adjacent jobs as one; one after the other where that fails. In a thread."""
+        if len(jobs) > 1:
+            views = [view for job in jobs for view in job.data]
+            try:
+                self._backing.write(views, jobs[0].offset, self._durable)
+                return [answer(job, VIRTIO_BLK_S_OK) for job in jobs]
+            except OSError:
+                pass  # which of them failed is seen below
+        return [self._run(job) for job in jobs]
 
     def _written(self, lane: Lane, _: None) -> None:
         lane.writing = False
@@ -412,7 +341,7 @@ class BlkModel(DeviceModel):
 
     def _run(self, job: Job) -> tuple[Chain, int]:
         """Do a job. Blocks; runs in a thread."""
-        return _answer(job, self._execute(job))
+        return answer(job, self._execute(job))
 
     @staticmethod
     def _push(queue: DeviceQueue, used: tuple[Chain, int]) -> None:
