@@ -263,3 +263,15 @@ def test_a_program_that_waits_holds_no_scratch_memory(here):
     feed(stream.inbox, done(0, bytes(60_000))[:here])
     stream.inbox.trim()
     assert gone() is None
+
+
+@pytest.mark.parametrize("size", [4, 40_000])
+def test_a_program_that_waits_holds_no_buffer(size):
+    stream = queue()
+    space, token = Scratch(size), Scratch(b"token")
+    gone = [weakref.ref(space), weakref.ref(token)]
+    stream.add([b"?", space], 1, token, None)
+    feed(stream.inbox, done(0, bytes(size)))
+    stream.used.clear()
+    del space, token
+    assert [ref() for ref in gone] == [None, None]
