@@ -277,16 +277,18 @@ async def test_a_nursery_that_ends_lets_go_of_who_waits():
 # -- in ---------------------------------------------------------------------------------------
 
 
-async def test_everything_that_is_there_comes_with_one_call(ends):
+async def test_everything_that_is_there_comes_with_one_call(ends, monkeypatch):
+    before = ends.connection.heard
+    monkeypatch.setattr("vof.transport.connection.monotonic", lambda: before + 5)
     assert not ends.connection.receive()
     assert ends.connection.dry
     assert ends.connection.error is None
-    before = ends.connection.heard
+    assert ends.connection.heard == before
     ends.far.send(b"one")
     ends.far.send(b"two")
     assert ends.connection.receive()
     assert ends.stream.got == b"onetwo"
-    assert ends.connection.heard >= before
+    assert ends.connection.heard == before + 5
 
 
 async def test_a_full_buffer_is_not_dry(ends):
@@ -361,6 +363,29 @@ async def test_wait_and_sleep_end_when_there_is_something(ends):
     assert ends.stream.got == b"xx"
 
 
+class Rested:
+    """A spin that finds nothing, and is told of sleeps."""
+
+    def __init__(self):
+        self.events = []
+
+    def __call__(self):
+        self.events.append("spun")
+        return False
+
+    def slept(self):
+        self.events.append("slept")
+
+
+async def test_a_spin_that_finds_nothing_is_told_of_the_sleep(ends, monkeypatch):
+    monkeypatch.setattr(ends.connection, "spin", Rested())
+    ends.far.send(b"x")
+    await ends.connection.wait()
+    await ends.connection.sleep()
+    assert ends.connection.spin.events == ["spun", "slept", "slept"]
+    monkeypatch.undo()
+
+
 # -- end --------------------------------------------------------------------------------------
 
 
@@ -382,6 +407,20 @@ async def test_close_wakes_whoever_waits(ends):
     with trio.fail_after(LIMIT):
         await ends.connection.sleep()
     assert not ends.connection.receive()
+
+
+async def test_a_failure_wakes_whoever_waits_and_shows_at_the_other_end(ends):
+    ends.stream.outbox.append(bytes(4 * MIB))
+    ends.connection.flush()
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.connection.sleep)
+            nursery.start_soon(ends.connection.drained)
+            await trio.testing.wait_all_tasks_blocked()
+            ends.connection.fail(RemoteProtocolError("nonsense"))
+    ends.far.settimeout(LIMIT)
+    while ends.far.recv(MIB):
+        pass
 
 
 async def test_interrupt_wakes_and_ends_nothing(ends):

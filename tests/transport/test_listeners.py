@@ -121,6 +121,7 @@ async def test_a_name_with_two_addresses_has_one_port(monkeypatch):
     assert [listener.url.host for listener in listeners] == ["127.0.0.1", "::1"]
     assert len({listener.url.port for listener in listeners}) == 1
     monkeypatch.undo()
+    assert listeners[1]._sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     for listener in listeners:
         await talk(listener)
         listener.close()
@@ -134,8 +135,23 @@ async def test_tcp_sends_at_once_and_notices_a_dead_peer():
         get = end._sock.getsockopt
         assert get(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
+        idle, interval, count = (get(socket.IPPROTO_TCP, option) for option in options)
+        assert idle + interval * count == 60
         assert get(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
         end.close()
+    listener.close()
+
+
+async def test_a_port_with_connections_that_linger_can_be_listened_on_again():
+    (listener,) = await listen(parse_url("vof+tcp://127.0.0.1:0"))
+    near = await connect(listener.url)
+    far = await listener.accept()
+    far.close()  # the first to close has it linger
+    near.close()
+    listener.close()
+    (listener,) = await listen(listener.url)
+    await talk(listener)
     listener.close()
 
 
