@@ -121,10 +121,16 @@ async def test_a_name_with_two_addresses_has_one_port(monkeypatch):
     assert [listener.url.host for listener in listeners] == ["127.0.0.1", "::1"]
     assert len({listener.url.port for listener in listeners}) == 1
     monkeypatch.undo()
-    assert listeners[1]._sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
     for listener in listeners:
         await talk(listener)
         listener.close()
+
+
+async def test_an_ipv6_listener_takes_no_ipv4():
+    before = open_files()
+    with pytest.raises(OSError, match="Invalid argument"):  # else it would listen on 127.0.0.1
+        await listen(Url("vof+tcp", "::ffff:127.0.0.1"))
+    assert open_files() == before
 
 
 async def test_tcp_sends_at_once_and_notices_a_dead_peer():
