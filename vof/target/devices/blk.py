@@ -326,12 +326,9 @@ class BlkModel(DeviceModel):
     def _write_all(self, jobs: list[Job]) -> list[tuple[Chain, int]]:
         """Write adjacent jobs as one; one after the other where that fails. In a thread."""
         if len(jobs) > 1:
-            views = [view for job in jobs for view in job.data]
-            try:
-                self._backing.write(views, jobs[0].offset, self._durable)
+            whole = jobs[0]._replace(data=[view for job in jobs for view in job.data])
+            if self._execute(whole) == VIRTIO_BLK_S_OK:
                 return [answer(job, VIRTIO_BLK_S_OK) for job in jobs]
-            except OSError:
-                pass  # which of them failed is seen below
         return [self._run(job) for job in jobs]
 
     def _written(self, lane: Lane, _: None) -> None:
