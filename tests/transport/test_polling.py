@@ -3,6 +3,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -249,3 +251,15 @@ def test_each_thread_has_its_own(line, clock):
     thread.join()
     assert seen[0]["budget_us"] != 33
     assert polling.statistics()["budget_us"] == 33
+
+
+def test_a_budget_that_is_no_number_is_named():
+    done = subprocess.run(
+        [sys.executable, "-m", "vof", "info", "vof+tcp://127.0.0.1:1/x"],
+        env={**os.environ, "VOF_POLL_US": "fast"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "VOF_POLL_US" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -24,6 +24,8 @@ from os import sched_yield
 from select import EPOLLIN, EPOLLOUT
 from time import perf_counter_ns
 
+from vof.errors import ConfigError
+
 DEFAULT_BUDGET_US = 100
 MOST_SKIPS = 1023
 TURN_NS = 1_000_000
@@ -38,7 +40,12 @@ class _Shared(threading.local):
         self.epoll = select.epoll()
         self.offloaded = 0
         self.turn = 0
-        self.budget_ns = int(os.environ.get("VOF_POLL_US", DEFAULT_BUDGET_US)) * 1000
+        text = os.environ.get("VOF_POLL_US", str(DEFAULT_BUDGET_US))
+        if not text.isdecimal():
+            raise ConfigError(
+                "VOF_POLL_US", "", f"expected microseconds, such as 100, not {text!r}"
+            )
+        self.budget_ns = int(text) * 1000
         self.tries = self.hits = 0
 
 
