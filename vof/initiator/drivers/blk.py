@@ -12,12 +12,12 @@ of it came back, unless they are cancelled.
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import cycle
-from types import TracebackType
 from typing import Self
 
 import trio
 
 from vof.errors import DeviceError, InvalidArgument, NotSupported, RemoteProtocolError, VofError
+from vof.initiator.drivers.base import Driver
 from vof.initiator.requests import RequestQueue
 from vof.memory import Buffer
 from vof.virtio.blk import (
@@ -65,7 +65,7 @@ PIECES = 8
 """Requests that one call has under way at a time."""
 
 
-class Blk:
+class Blk(Driver):
     """A started block device: ``async with Blk(device, queues=2) as disk:``.
 
     Offsets and lengths are in bytes, multiples of 512. Many tasks may call at once.
@@ -85,12 +85,13 @@ class Blk:
         InvalidArgument: the device is of another type.
     """
 
+    device_id = VIRTIO_ID_BLOCK
+    kind = "block device"
+
     def __init__(self, device: VirtioDevice, queues: int = 1, queue_size: int = 0) -> None:
-        if device.device_id != VIRTIO_ID_BLOCK:
-            raise InvalidArgument(f"device type {device.device_id} is no block device")
+        super().__init__(device)
         if queues < 1:
             raise InvalidArgument(f"{queues} queues")
-        self.device = device
         self.resized: Callable[[], None] | None = None
         self._wanted = queues, queue_size
         self._stale = False
@@ -117,18 +118,6 @@ class Blk:
         self._next = cycle(self._queues).__next__
         await device.ready()
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.device.config_changed = None
-        try:
-            await self.device.reset()
-        except VofError:
-            pass  # a device out of reach needs none
 
     def _has(self, number: int) -> bool:
         return bool(self.features >> number & 1)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Driver of an entropy device (virtio 1.2, 5.4)."""
 
-from types import TracebackType
 from typing import Self
 
-from vof.errors import DeviceError, InvalidArgument, VofError
+from vof.errors import DeviceError, InvalidArgument
+from vof.initiator.drivers.base import Driver
 from vof.initiator.requests import RequestQueue
 from vof.virtio.constants import VIRTIO_ID_RNG
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
@@ -13,17 +13,18 @@ PIECE = 16 * 1024
 MOST_EMPTY = 8
 
 
-class Rng:
+class Rng(Driver):
     """A started entropy device: ``async with Rng(device) as rng:``.
 
     Raises:
         InvalidArgument: the device is of another type.
     """
 
+    device_id = VIRTIO_ID_RNG
+    kind = "entropy device"
+
     def __init__(self, device: VirtioDevice) -> None:
-        if device.device_id != VIRTIO_ID_RNG:
-            raise InvalidArgument(f"device type {device.device_id} is no entropy device")
-        self.device = device
+        super().__init__(device)
         self._requests: RequestQueue
 
     async def __aenter__(self) -> Self:
@@ -32,17 +33,6 @@ class Rng:
         await self.device.ready()
         self._requests = RequestQueue(vq)
         return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            await self.device.reset()
-        except VofError:
-            pass  # a device out of reach needs none
 
     async def read(self, length: int) -> bytes:
         """Return ``length`` random bytes. Suspends.
