@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from select import EPOLLIN, EPOLLOUT
 
 import pytest
 
@@ -209,16 +210,31 @@ def test_room_to_send_ends_a_spin_while_somebody_waits_for_it(line, clock):
     nap(line)
     line.ring()
     assert line.spin()
-    sender.watch(sending=True)
+    sender.watch(EPOLLOUT, True)
     assert not line.spin()
     far.send(b"x")
     line.hush()
     assert not sender()  # the writer must have its turn
-    sender.watch(sending=False)
+    sender.watch(EPOLLOUT, False)
     assert sender()
     sender.close()
     near.close()
     far.close()
+
+
+def test_what_nobody_reads_disturbs_nobody(lines):
+    line, unread = lines
+    nap(line)
+    line.ring()
+    unread.ring()
+    assert not line.spin()
+    unread.spin.watch(EPOLLIN, False)
+    assert line.spin()
+    unread.spin.watch(EPOLLIN, True)
+    assert not line.spin()
+    unread.spin.close()
+    unread.spin.watch(EPOLLIN, True)  # its number may be another's by now
+    assert line.spin()
 
 
 def test_polling_can_be_turned_off(line):

@@ -6,6 +6,7 @@ between.
 """
 
 from collections.abc import Callable, Sequence
+from select import EPOLLIN
 
 import trio
 
@@ -166,10 +167,14 @@ class FabricDeviceQueue:
         self.flush()  # wakes idle()
 
     async def _step(self) -> None:
-        """Wait until something was pushed and flushed."""
+        """Wait until something was pushed and flushed; meanwhile nobody reads."""
         if self._progress is None:
             self._progress = trio.Event()
-        await self._progress.wait()
+        self._spin.watch(EPOLLIN, False)
+        try:
+            await self._progress.wait()
+        finally:
+            self._spin.watch(EPOLLIN, True)
 
     async def _end(self) -> None:
         """End the serving task."""

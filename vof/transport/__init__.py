@@ -49,7 +49,10 @@ def parse_url(text: str) -> Url:
     if scheme is None:
         forms = ", ".join(row.form for row in SCHEMES.values())
         raise ConfigError(text, "", f"unknown scheme; expected one of {forms}")
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    given = parse_qsl(parts.query, keep_blank_values=True)
+    options = dict(given)
+    if len(options) < len(given):
+        raise ConfigError(text, "", "an option is given twice")
     url = Url(parts.scheme, host=unquote(parts.hostname or ""))
     strange = "@" in parts.netloc or bool(parts.fragment)
     if parts.scheme == "vof+unix":

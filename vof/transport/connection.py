@@ -8,6 +8,7 @@ receives everything that is there with one call.
 
 import socket
 from collections.abc import Callable
+from select import EPOLLIN, EPOLLOUT
 from time import monotonic
 from typing import Protocol
 
@@ -103,8 +104,7 @@ class Connection:
         """Send until nothing waits any more."""
         outbox = self._stream.outbox
         try:
-            if self.error is None:  # else the descriptor's number may be another's by now
-                self.spin.watch(sending=True)
+            self.spin.watch(EPOLLOUT, True)
             while pieces := self._seal():
                 try:
                     outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
@@ -113,7 +113,7 @@ class Connection:
                         await trio.lowlevel.wait_writable(self._sock)
                     except trio.ClosedResourceError:
                         pass  # interrupted; a closed socket says so at the next call
-            self.spin.watch(sending=False)
+            self.spin.watch(EPOLLOUT, False)
             self._stream.all_sent()
         except OSError as error:
             self.fail(error)
@@ -127,9 +127,13 @@ class Connection:
         return self._blocked is not None
 
     async def drained(self) -> None:
-        """Wait until everything was sent, or the connection is over."""
+        """Wait until everything was sent, or the connection is over; meanwhile nobody reads."""
         if self._blocked is not None:
-            await self._blocked.wait()
+            self.spin.watch(EPOLLIN, False)
+            try:
+                await self._blocked.wait()
+            finally:
+                self.spin.watch(EPOLLIN, True)
 
     # -- in -----------------------------------------------------------------------------------
 

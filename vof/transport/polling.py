@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import sched_yield
-from select import EPOLLIN, EPOLLOUT
+from select import EPOLLIN
 from time import perf_counter_ns
 
 from vof.errors import ConfigError
@@ -73,26 +73,41 @@ def offloading() -> Iterator[None]:
 
 
 class Spin:
-    """The spin of one file descriptor. Not to be used after ``close``."""
+    """The spin of one file descriptor. After ``close``, only ``watch`` may still be called."""
 
-    __slots__ = ("_budget", "_epoll", "_failures", "_fd", "_skips", "_started")
+    __slots__ = ("_budget", "_epoll", "_failures", "_fd", "_mask", "_skips", "_started")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._budget = self._failures = self._skips = self._started = 0
         self._epoll = _shared.epoll
+        self._mask: int | None = EPOLLIN
         self._epoll.register(fd, EPOLLIN)
 
-    def watch(self, *, sending: bool) -> None:
-        """End spins also when there is room to send, as long as somebody waits for that."""
-        self._epoll.modify(self._fd, EPOLLIN | (EPOLLOUT if sending else 0))
+    def watch(self, event: int, on: bool) -> None:
+        """Say what ends spins, by what somebody waits for.
+
+        Args:
+            event: EPOLLIN, on from the start; off while nobody reads, so that a peer that sends
+                on disturbs nobody. EPOLLOUT, on while there is no room to send.
+            on: whether it does from now on.
+        """
+        if self._mask is None:
+            return  # closed: the descriptor's number may be another's by now
+        mask = self._mask | event if on else self._mask & ~event
+        if mask and self._mask:
+            self._epoll.modify(self._fd, mask)
+        elif mask:
+            self._epoll.register(self._fd, mask)
+        elif self._mask:
+            self._epoll.unregister(self._fd)
+        self._mask = mask
 
     def close(self) -> None:
-        """Leave the shared set; before the descriptor is closed."""
-        try:
+        """Leave the shared set; before the descriptor is closed. Idempotent."""
+        if self._mask:
             self._epoll.unregister(self._fd)
-        except OSError:
-            pass
+        self._mask = None
 
     def __call__(self) -> bool:
         """Look once, or for a while where that pays. Never suspends.
