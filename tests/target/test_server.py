@@ -143,6 +143,19 @@ async def test_drain():
         assert await control.ended()
 
 
+async def test_a_drain_waits_for_no_buffer_that_the_model_holds():
+    class Listener(Hoard):
+        held_queues = (0,)
+
+    model = Listener()
+    async with serving(lambda: model) as target:
+        control, vq = await target.queue()
+        await vq.send(request(1, b"", 1))
+        await model.holds(1)
+        assert await target.server.drain(5)
+        assert await control.ended()
+
+
 async def test_drain_deadline(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     model = Hoard()

@@ -27,7 +27,7 @@ LENGTHS = (1, 2, 8, 15, 16, 17, 512, 4096, 70_000)
 
 
 async def check_model(
-    make_model: Callable[[], DeviceModel], make: Make, *, holds: Collection[int] = ()
+    make_model: Callable[[], DeviceModel], make: Make, *, holds: Collection[int] | None = None
 ) -> None:
     """Check a model: how it describes itself, and that no request can upset it.
 
@@ -35,13 +35,15 @@ async def check_model(
         make_model: returns a new model each time; what it does to its backing is lost.
         make: presents a model; see ``Make``.
         holds: indexes of queues where the model may keep a buffer for as long as it likes (to
-            receive into, for example). On all others it must use each one.
+            receive into, for example). On all others it must use each one. Default: as the model
+            says.
 
     Raises:
         Failed: a rule does not hold.
     """
     describe(make_model())
     model = make_model()
+    holds = model.held_queues if holds is None else holds
     wanted = model.device_features | bit(*RESERVED_FEATURES)
     async with make(model) as device:
         for life in range(2):
@@ -71,6 +73,9 @@ def describe(model: DeviceModel) -> None:
     for size in model.queue_sizes:
         expect(0 < size <= 1 << 15, f"a queue has 1 to 32768 places, not {size}")
     same(len(model.config()), len(model.config()), "length of the configuration")
+    expect(
+        set(model.held_queues) <= {*range(len(model.queue_sizes))}, "only queues can hold buffers"
+    )
     for status in (1, 3, 11, 15, 0):
         model.status_changed(status)
     model.close()

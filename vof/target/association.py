@@ -318,10 +318,11 @@ class Association:
             await served.stop()
 
     async def drain(self) -> None:
-        """Take no more requests, and wait until none is in flight."""
-        for served in list(self.queues.values()):
+        """Take no more requests, and wait until none is in flight that the model does not hold."""
+        for index, served in list(self.queues.items()):
             served.queue.quiesce()
-            await served.queue.idle()
+            if index not in self._model.held_queues:
+                await served.queue.idle()
 
     def end(self) -> None:
         """Close the control queue: the association ends by itself then."""

@@ -17,7 +17,7 @@ import trio
 
 from vof.errors import ConfigError
 from vof.target.config import Config
-from vof.target.devices import watch
+from vof.target.devices import FileBacking, watch
 from vof.target.exports import Opened, close_all, open_all, probe
 from vof.target.server import Server
 from vof.transport import Listener, Url, listen, polling
@@ -105,7 +105,7 @@ async def _serve(config: Config, opened: list[Opened]) -> int:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, listeners)
             for one in opened:
-                if one.backing is not None:
+                if isinstance(one.backing, FileBacking):
                     nursery.start_soon(watch, one.backing)
             for listener in listeners:
                 warn(listener.url)

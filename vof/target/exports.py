@@ -4,7 +4,7 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vof.errors import ConfigError
 from vof.target.config import Device
@@ -13,19 +13,26 @@ from vof.target.server import Export
 from vof.virtio.model import DeviceModel
 
 
+class Backing(Protocol):
+    """What stands behind a device and is shared by its models."""
+
+    def close(self) -> None:
+        """Let go of it; nothing may use it any more. Idempotent."""
+
+
 class Opened(NamedTuple):
     """A device that is ready to be served.
 
     Attributes:
         export: for the server.
-        backing: the disk behind it, or None.
+        backing: what is behind it (a disk, a link), or None.
     """
 
     export: Export
-    backing: FileBacking | None
+    backing: Backing | None
 
 
-Made = tuple[Callable[[], DeviceModel], FileBacking | None]
+Made = tuple[Callable[[], DeviceModel], Backing | None]
 
 
 def _disk(backing: FileBacking, values: Mapping[str, Any]) -> Made:

@@ -6,7 +6,7 @@ object serves one driver; what several drivers share (a disk image) is behind it
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from vof.errors import InvalidArgument
@@ -72,6 +72,8 @@ class DeviceModel(ABC):
         device_features: what is offered; VIRTIO_F_VERSION_1 always belongs to it.
         features: what was negotiated; set by the server before ``serve``.
         queue_sizes: the largest size of each queue; its length is the number of queues.
+        held_queues: indexes of queues whose buffers the model keeps for as long as it likes, to
+            receive into: a target that drains does not wait for them.
         pool: where payload for this model must live.
         config_changed: set by the server; call it when the configuration changed.
     """
@@ -81,6 +83,7 @@ class DeviceModel(ABC):
     device_features: int = bit(VIRTIO_F_VERSION_1)
     features: int = 0
     queue_sizes: Sequence[int]
+    held_queues: Collection[int] = ()
     pool: Pool = HEAP
     config_changed: Callable[[], None]
 
