@@ -2,28 +2,19 @@
 """The life of a real target process: what it announces, how it ends, and its exit codes."""
 
 import os
-import select
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import trio
 
 import vof
+from tests.daemon import ANY, LONGEST_S, Daemon
 from vof.errors import VofError
 from vof.initiator.drivers.blk import Blk
 from vof.initiator.drivers.rng import Rng
 from vof.target import daemon
 from vof.transport import Url
-
-ROOT = Path(__file__).parents[2]
-ANY = ("--listen", "vof+tcp://127.0.0.1:0")
-LONGEST_S = 20
-BUFFERED = {key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFERED"}
-"""So that it shows whether the target itself flushes what it announces."""
 
 STUCK = """
 import sys
@@ -42,56 +33,6 @@ exports.FACTORIES["rng"] = lambda values: (Stuck, None)
 sys.exit(main(sys.argv[1:]))
 """
 """A target whose source of random bytes takes a request and never answers."""
-
-
-class Daemon:
-    """A target process."""
-
-    def __init__(self, words, program=("-m", "vof"), env=None, stdout=subprocess.PIPE):
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", *program, "target", *words],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd=ROOT,
-            env=BUFFERED | (env or {}),
-        )
-        self.read = {"stdout": b"", "stderr": b""}
-
-    def line(self, name="stdout"):
-        """Return the next line; one that does not come is a failure, not a wait for ever."""
-        file = getattr(self.process, name)
-        while b"\n" not in self.read[name]:
-            assert select.select([file], [], [], LONGEST_S)[0], f"nothing on {name}"
-            data = file.read(4096)
-            assert data, f"{name} ended: {self.end()}"
-            self.read[name] += data
-        line, _, self.read[name] = self.read[name].partition(b"\n")
-        return line.decode()
-
-    def signal(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-
-    def end(self):
-        """Return exit code, rest of stdout, stderr."""
-        out, err = self.process.communicate(timeout=LONGEST_S)
-        out, err = self.read["stdout"] + out, self.read["stderr"] + err
-        return self.process.returncode, out.decode(), err.decode()
-
-
-@pytest.fixture
-def start():
-    started = []
-
-    def start(*words, **options):
-        started.append(Daemon(words, **options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.communicate()
 
 
 @pytest.fixture
@@ -249,35 +190,6 @@ async def test_a_second_signal_does_not_wait(start):
 
 
 # -- announcements --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("abstract", [False, True])
-def test_the_service_manager_is_told(start, tmp_path, abstract):
-    name = f"@vof-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(name.replace("@", "\0", 1))
-        manager.settimeout(LONGEST_S)
-        target = start(*ANY, "--rng", env={"NOTIFY_SOCKET": name})
-        assert manager.recv(64) == b"READY=1"
-        assert target.line().endswith("/rng")
-        target.signal()
-        assert manager.recv(64) == b"STOPPING=1"
-    assert target.end()[0] == daemon.EXIT_OK
-
-
-def test_a_service_manager_that_is_gone_is_not_missed(start, tmp_path):
-    target = start(*ANY, "--rng", env={"NOTIFY_SOCKET": str(tmp_path / "none")})
-    assert target.line()
-    target.signal()
-    code, _, err = target.end()
-    assert code == daemon.EXIT_OK
-    assert "cannot notify" in err
-
-
-def test_without_a_service_manager_nobody_is_told(monkeypatch, caplog):
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    daemon.notify("READY=1")
-    assert not caplog.records
 
 
 def test_a_reader_that_left_does_not_end_the_target(start):

@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -16,11 +15,12 @@ from typing import NamedTuple
 import trio
 
 from vof.errors import ConfigError
+from vof.target import systemd
 from vof.target.config import Config
 from vof.target.devices import FileBacking, watch
 from vof.target.exports import Opened, close_all, open_all, probe
 from vof.target.server import Server
-from vof.transport import Listener, Url, listen, polling
+from vof.transport import Listener, Url, adopt, listen, polling
 
 log = logging.getLogger("vof.target")
 
@@ -48,20 +48,6 @@ class _Failed(NamedTuple):
     message: str
 
 
-def notify(state: str) -> None:
-    """Tell the service manager, if there is one (sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), address)
-    except OSError as error:
-        log.warning("cannot notify the service manager: %s", error)
-
-
 def announce(opened: list[Opened], listeners: list[Listener]) -> None:
     """Print the full URL of each device on each listener."""
     try:
@@ -71,7 +57,7 @@ def announce(opened: list[Opened], listeners: list[Listener]) -> None:
     except BrokenPipeError:
         log.warning("nobody reads the announcements")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    notify("READY=1")
+    systemd.ready()
 
 
 def warn(url: Url) -> None:
@@ -81,8 +67,13 @@ def warn(url: Url) -> None:
 
 
 async def _listen(config: Config) -> list[Listener] | _Failed:
-    """Open all listeners, or none."""
+    """Take the listeners that the service manager passed, or open all, or none."""
     listeners: list[Listener] = []
+    try:
+        if inherited := systemd.listen_fds():
+            return [adopt(sock) for sock in inherited]
+    except ConfigError as error:
+        return _Failed(EXIT_CONFIG, str(error))
     for url in config.listen:
         try:
             listeners += await listen(url)
@@ -110,9 +101,10 @@ async def _serve(config: Config, opened: list[Opened]) -> int:
             for listener in listeners:
                 warn(listener.url)
             announce(opened, listeners)
+            nursery.start_soon(systemd.watchdog)
             number = await anext(signals)
             log.info("%s: draining", signal.Signals(number).name)
-            notify("STOPPING=1")
+            systemd.stopping(config.limits.drain_seconds)
             in_time = await _drain(server, config.limits.drain_seconds, signals)
             nursery.cancel_scope.cancel()
     return EXIT_OK if in_time else EXIT_DRAIN

@@ -2,6 +2,7 @@
 """Carriers of the fabric protocol: the table of URL schemes, and how to get a connection."""
 
 import importlib
+import socket
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -10,7 +11,17 @@ from vof.protocol.dialects import DIALECTS
 from vof.transport.base import Listener, Url
 from vof.transport.connection import Connection
 
-__all__ = ["SCHEMES", "Connection", "Listener", "Scheme", "Url", "connect", "listen", "parse_url"]
+__all__ = [
+    "SCHEMES",
+    "Connection",
+    "Listener",
+    "Scheme",
+    "Url",
+    "adopt",
+    "connect",
+    "listen",
+    "parse_url",
+]
 
 
 class Scheme(NamedTuple):
@@ -30,6 +41,12 @@ SCHEMES = {
     "vof+unix": Scheme("vof.transport.unix", "vof+unix:///path?tvqn=TVQN"),
     "vof+loopback": Scheme("vof.transport.loopback", "vof+loopback://name/TVQN"),
 }
+FAMILIES = {
+    socket.AF_INET: "vof+tcp",
+    socket.AF_INET6: "vof+tcp",
+    socket.AF_UNIX: "vof+unix",
+}
+"""The scheme of a socket that somebody else made."""
 OPTIONS = {"dialect": tuple(DIALECTS)}
 """Options that any URL may have, and their values."""
 
@@ -84,3 +101,22 @@ async def listen(url: Url) -> list[Listener]:
     """Start listening; a name may stand for several addresses. Suspends; raises OSError."""
     found: list[Listener] = await importlib.import_module(SCHEMES[url.scheme].module).listen(url)
     return found
+
+
+def adopt(sock: socket.socket) -> Listener:
+    """Make a listener of a listening socket that somebody else made, such as systemd.
+
+    The listener owns the socket, but not the file of a unix socket. Its dialect is the native one.
+
+    Raises:
+        ConfigError: no transport has such sockets, or no URL can name it; it is closed then.
+    """
+    try:
+        scheme = FAMILIES.get(sock.family)
+        if scheme is None:
+            raise ConfigError("LISTEN_FDS", "", f"no transport for sockets of {sock.family!r}")
+        found: Listener = importlib.import_module(SCHEMES[scheme].module).adopt(sock)
+        return found
+    except ConfigError:
+        sock.close()
+        raise

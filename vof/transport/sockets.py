@@ -42,7 +42,8 @@ def peer_of(sock: socket.socket) -> str:
             "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
         )
         return f"unix:{uid}"
-    return str(sock.getpeername()[0])
+    host = str(sock.getpeername()[0])
+    return host.removeprefix("::ffff:") if "." in host else host  # IPv4 on an inherited socket
 
 
 def connection(sock: socket.socket) -> Connection:

@@ -37,3 +37,9 @@ async def listen(url: Url) -> list[Listener]:
             listeners.append(SocketListener(sock, url._replace(host=host, port=port)))
         undo.pop_all()
     return listeners
+
+
+def adopt(sock: socket.socket) -> Listener:
+    """Make a listener of a listening socket, which it owns from here on."""
+    host, port = sock.getsockname()[:2]
+    return SocketListener(sock, Url("vof+tcp", host=host, port=port))

@@ -8,6 +8,7 @@ import stat
 
 import trio
 
+from vof.errors import ConfigError
 from vof.transport.base import Listener, Url
 from vof.transport.connection import Connection
 from vof.transport.sockets import SocketListener, connection
@@ -43,6 +44,18 @@ async def listen(url: Url) -> list[Listener]:
     except BaseException:
         sock.close()
         raise
+
+
+def adopt(sock: socket.socket) -> Listener:
+    """Make a listener of a listening socket, which it owns; the file is whoever's made it.
+
+    Raises:
+        ConfigError: the socket has no file, so that no URL can name it.
+    """
+    path = sock.getsockname()
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise ConfigError("LISTEN_FDS", "", f"a unix socket needs an absolute path, not {path!r}")
+    return SocketListener(sock, Url("vof+unix", path=path))
 
 
 def _is_dead(path: str) -> bool:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A real target process, and what a test does to it."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ANY = ("--listen", "vof+tcp://127.0.0.1:0")
+LONGEST_S = 20
+BUFFERED = {key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFERED"}
+"""So that it shows whether the target itself flushes what it announces."""
+
+
+class Daemon:
+    """A target process."""
+
+    def __init__(self, words, program=("-m", "vof"), env=None, stdout=subprocess.PIPE, **more):
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", *program, "target", *words],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=ROOT,
+            env=BUFFERED | (env or {}),
+            **more,
+        )
+        self.read = {"stdout": b"", "stderr": b""}
+
+    def line(self, name="stdout"):
+        """Return the next line; one that does not come is a failure, not a wait for ever."""
+        file = getattr(self.process, name)
+        while b"\n" not in self.read[name]:
+            assert select.select([file], [], [], LONGEST_S)[0], f"nothing on {name}"
+            data = file.read(4096)
+            assert data, f"{name} ended: {self.end()}"
+            self.read[name] += data
+        line, _, self.read[name] = self.read[name].partition(b"\n")
+        return line.decode()
+
+    def signal(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def end(self):
+        """Return exit code, rest of stdout, stderr."""
+        out, err = self.process.communicate(timeout=LONGEST_S)
+        out, err = self.read["stdout"] + out, self.read["stderr"] + err
+        return self.process.returncode, out.decode(), err.decode()
