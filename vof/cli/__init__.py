@@ -41,22 +41,34 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return what a group of errors is made of, in order; of a plain one, itself."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for part in error.exceptions for leaf in _leaves(part)]
+
+
 def _explain(error: BaseException) -> int | None:
-    """Say what went wrong, where that is for the user; return the exit code."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, KeyboardInterrupt):
+    """Say what went wrong, where all of it is for the user; return the exit code.
+
+    Of several errors of one kind, such as those of many queues that one cut ended, the first is
+    said.
+    """
+    kinds: dict[type, BaseException] = {}
+    for leaf in _leaves(error):
+        kinds.setdefault(type(leaf), leaf)
+    if not all(issubclass(kind, VofError | OSError | KeyboardInterrupt) for kind in kinds):
+        return None
+    if KeyboardInterrupt in kinds:
         return 130
-    if isinstance(error, BrokenPipeError):
+    if kinds.pop(BrokenPipeError, None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    if isinstance(error, VofError | OSError):
-        unsure = " (a request in flight may have been executed)" * getattr(
-            error, "maybe_executed", False
-        )
-        print(f"vof: {error}{unsure}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | InvalidArgument) else 1
-    return None
+    for first in kinds.values():
+        maybe = getattr(first, "maybe_executed", False)
+        unsure = " (a request in flight may have been executed)" * maybe
+        print(f"vof: {first}{unsure}", file=sys.stderr)
+    wrong = any(issubclass(kind, ConfigError | InvalidArgument) for kind in kinds)
+    return 2 if wrong else bool(kinds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
