@@ -14,8 +14,11 @@ from vof.virtio import DeviceModel, VirtioDevice
 Make = Callable[[DeviceModel], AbstractAsyncContextManager[VirtioDevice]]
 
 
-def fabric(url: str) -> Make:
-    """Return a ``make`` that serves the model at ``url`` and connects to it."""
+def fabric(url: str, dialect: str = "v5") -> Make:
+    """Return a ``make`` that serves the model at ``url`` and connects to it.
+
+    The listener finds out by itself what is spoken.
+    """
 
     @asynccontextmanager
     async def make(model: DeviceModel) -> AsyncIterator[VirtioDevice]:
@@ -23,7 +26,8 @@ def fabric(url: str) -> Make:
             listeners = await listen(parse_url(url))
             server = Server({"it": Export("it", lambda: model)})
             await nursery.start(server.serve, listeners)
-            async with vof.connect(str(listeners[0].url.with_tvqn("it"))) as device:
+            there = listeners[0].url._replace(tvqn="it", options=(("dialect", dialect),))
+            async with vof.connect(str(there)) as device:
                 yield device
             nursery.cancel_scope.cancel()
 

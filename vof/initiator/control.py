@@ -7,7 +7,7 @@ import trio
 
 from vof.errors import CommandError, ConnectionLost, VofError
 from vof.protocol import v5
-from vof.protocol.v5_initiator import Answer, InitiatorStream
+from vof.protocol.initiator_stream import Answer, InitiatorStream
 from vof.transport.connection import Connection
 
 Notice = Callable[[int, dict[str, int]], None]
@@ -108,6 +108,7 @@ class ControlQueue:
             pending.append(_Pending(opcode))
             self._stream.command(opcode, fields, b"", pending[-1])
             connection.flush()
+        self._hand_out()
         results = []
         for each in pending:
             with trio.move_on_after(self._timeout):
@@ -152,6 +153,12 @@ class ControlQueue:
             connection.receive()
         except VofError as error:
             connection.fail(error)
+        self._hand_out()
+        stream.inbox.trim()
+
+    def _hand_out(self) -> None:
+        """Give answers to those who wait for them."""
+        stream = self._stream
         while stream.answers:
             answer = stream.answers.popleft()
             assert isinstance(answer.data, _Pending)
@@ -160,7 +167,6 @@ class ControlQueue:
             self._room.release()
         while stream.notices:
             self._notice(*stream.notices.popleft())
-        stream.inbox.trim()
 
     async def _keep_alive(self) -> None:
         try:

@@ -56,6 +56,7 @@ class FabricDevice(VirtioDevice):
         self, url: Url, ivqn: str, timeout: float, keepalive: float, nursery: trio.Nursery
     ) -> None:
         self.url = url
+        self.required = url.dialect.required
         self.vqs: list[Virtqueue] = []
         self.pool = HEAP
         self.features = 0

@@ -21,7 +21,7 @@ from vof.errors import (
 from vof.initiator.control import exchange
 from vof.memory import Buffer
 from vof.protocol import v5
-from vof.protocol.v5_initiator import InitiatorStream
+from vof.protocol.initiator_stream import InitiatorStream
 from vof.transport.connection import Connection
 from vof.virtio.virtqueue import Callback, Recycle, Virtqueue
 

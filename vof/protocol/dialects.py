@@ -5,11 +5,19 @@ The rest of the program speaks one vocabulary, that of v5: opcodes, field names,
 dialect's mappings translate between it and what stands on its wire.
 """
 
+import struct
 from typing import NamedTuple
 
-from vof.protocol import v5
-from vof.protocol.v5_initiator import InitiatorStream
-from vof.protocol.v5_target import TargetStream
+from vof.memory import Buffer
+from vof.protocol import v0, v5
+from vof.protocol.initiator_stream import InitiatorStream
+from vof.protocol.stream import Inbox, Outbox, Program
+from vof.protocol.target_stream import TargetStream
+from vof.protocol.v0_initiator import V0Initiator
+from vof.protocol.v0_target import V0Target
+from vof.protocol.v5_initiator import V5Initiator
+from vof.protocol.v5_target import V5Target
+from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 
 
 class Dialect(NamedTuple):
@@ -19,12 +27,55 @@ class Dialect(NamedTuple):
         port: default TCP port.
         target: the target's mapping.
         initiator: the initiator's mapping.
+        required: features that a device must offer. Where it is none, a device without
+            VIRTIO_F_VERSION_1 is driven as well: the byte order is fixed by the dialect.
     """
 
     port: int
     target: type[TargetStream]
     initiator: type[InitiatorStream]
+    required: int
 
 
-DIALECTS = {"v5": Dialect(v5.PORT, TargetStream, InitiatorStream)}
+DIALECTS = {
+    "v5": Dialect(v5.PORT, V5Target, V5Initiator, bit(VIRTIO_F_VERSION_1)),
+    "v0": Dialect(v0.PORT, V0Target, V0Initiator, 0),
+}
 NATIVE = "v5"
+
+_HEAD = struct.Struct("<H6xH6x")
+
+
+def recognise(head: Buffer) -> Dialect:
+    """Return the dialect of an initiator by the 16 bytes that it begins with.
+
+    CONNECT is first, and has at offset 8 the number of its descriptors in v0, which is 1, and the
+    length of its body in v5, which never is.
+    """
+    opcode, ndesc = _HEAD.unpack_from(head)
+    return DIALECTS["v0" if opcode == v0.CONNECT and ndesc == 1 else NATIVE]
+
+
+class Opening:
+    """The stream of a connection whose dialect is not known yet; nothing is sent on it.
+
+    Attributes:
+        dialect: as soon as it is known. Another stream goes on with ``inbox`` then.
+    """
+
+    def __init__(self) -> None:
+        self.inbox = Inbox()
+        self.outbox = Outbox()
+        self.seal = self.outbox.seal
+        self.dialect: Dialect | None = None
+        self.inbox.run(self._head())
+
+    def _head(self) -> Program:
+        inbox = self.inbox
+        while inbox.end - inbox.pos < _HEAD.size:
+            yield _HEAD.size
+        self.dialect = recognise(inbox.view[inbox.pos : inbox.pos + _HEAD.size])
+        yield None
+
+    def all_sent(self) -> None:
+        """Note that nothing waits to be sent: nothing ever does."""

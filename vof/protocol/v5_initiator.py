@@ -1,79 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Dialect v5 on a byte stream, as the initiator: commands out, completions in. Pure.
-
-A command id is the index of its entry in a list; entries that are free stand on a stack. So the
-token given at ``add`` is what a completion is matched with, and an id comes back into use only
-when its completion was read, whatever happened to whoever waited for it.
-"""
+"""Dialect v5 on a byte stream, as the initiator: commands out, completions in. Pure."""
 
 import struct
-from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from vof.errors import CommandError, RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v5
-from vof.protocol.session import Event, Session
-from vof.protocol.stream import INLINE_BYTES, Inbox, Outbox, Program
+from vof.protocol.initiator_stream import (
+    ABANDONED,
+    SENT,
+    SMALL_BYTES,
+    Answer,
+    InitiatorStream,
+    answered,
+    scatter,
+)
+from vof.protocol.session import Event
+from vof.protocol.stream import INLINE_BYTES, Program
 
 HEADER = struct.Struct("<HH4xII")
-SMALL_BYTES = 32 * 1024
-"""Readable parts up to this size are copied behind their header."""
-
-Used = tuple[object, int, object]
 
 
-Entry = tuple[object, object, Sequence[memoryview] | None, int]
-"""A command in flight: the caller's token; its second value (of a control command, the opcode);
-where the writable part goes (None for a control command), and how many bytes that is."""
-
-
-class Answer(NamedTuple):
-    """The completion of a control command.
-
-    Attributes:
-        data: the caller's token.
-        status: its status code.
-        fields: by name.
-    """
-
-    data: object
-    status: int
-    fields: dict[str, int]
-
-
-SENT = {v5.CONNECT: Event.CONNECT, v5.DISCONNECT: Event.DISCONNECT}
-"""What sending a control command is to the session; any other is a COMMAND."""
-
-ABANDONED = object()
-"""The token of a command whose buffers went back to the driver before it completed."""
-
-
-class InitiatorStream:
-    """One connection's two directions.
-
-    Attributes:
-        free: command ids that are not in flight.
-        used: completed requests that were not taken yet: token, used length, context.
-        answers: completions of control commands that were not taken yet.
-        notices: completions that nobody asked for, that were not taken yet.
-        session: what may be sent and received now.
-    """
-
-    def __init__(self, size: int, control: bool) -> None:
-        self.inbox = Inbox()
-        self.outbox = Outbox()
-        self.seal = self.outbox.seal
-        self.free = list(range(size - 1, -1, -1))
-        self.used: deque[Used] = deque()
-        self.answers: deque[Answer] = deque()
-        self.notices: deque[tuple[int, dict[str, int]]] = deque()
-        self._entries: list[Entry | None] = [None] * size
-        self.session = Session()
-        self._control = control
-        self._filling: tuple[int, list[memoryview]] | None = None
-        self.inbox.run(self._completions())
+class V5Initiator(InitiatorStream):
+    """See ``InitiatorStream``."""
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -102,19 +52,12 @@ class InitiatorStream:
                 outbox.append(segment)
 
     def command(self, opcode: int, fields: Mapping[str, int], body: bytes, data: object) -> None:
-        """Append any other command. There must be a free id.
-
-        Raises:
-            LocalProtocolError: it may not be sent now; nothing was appended.
-        """
+        """Append any other command. See ``InitiatorStream``."""
         self.session.sent(SENT.get(opcode, Event.COMMAND))
         command_id = self.free.pop()
         self._entries[command_id] = (data, opcode, None, 0)
         values = {"opcode": opcode, "command_id": command_id, **fields}
         self.outbox.tail += v5.COMMANDS[opcode].command.encode(values) + body
-
-    def all_sent(self) -> None:
-        """Note that nothing waits to be sent any more: nothing to do here."""
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -141,7 +84,7 @@ class InitiatorStream:
                     if len(writable) == 1:
                         writable[0][:in_length] = view[pos + 16 : stop]
                     else:
-                        _scatter(writable, view[pos + 16 : stop])
+                        scatter(writable, view[pos + 16 : stop])
                 entries[command_id] = None
                 release(command_id)
                 append((data, length, ctx))
@@ -166,7 +109,7 @@ class InitiatorStream:
         data, ctx, writable, capacity = entry
         if writable is None:
             fields = v5.COMMANDS[ctx].completion.decode(header)
-            self.session.received(_answered(ctx, status))
+            self.session.received(answered(ctx, status))
             self.answers.append(Answer(data, status, fields))
             inbox.pos += 16
         elif status:
@@ -193,54 +136,10 @@ class InitiatorStream:
             while inbox.end - inbox.pos < 16 + length:
                 yield 16 + length
         inbox.pos += 16
-        for segment in segments:
-            part = segment[:length]
-            length -= len(part)
-            here = min(inbox.end - inbox.pos, len(part))
-            part[:here] = inbox.view[inbox.pos : inbox.pos + here]
-            inbox.pos += here
-            if here < len(part):
-                yield part[here:]
-        self._filling = None
-        yield from inbox.discard(length)  # what was abandoned has no segments any more
+        yield from self._fill(segments, length)
 
     def _notice(self, command_id: int, header: memoryview) -> None:
         if not self._control or command_id not in v5.RESERVED_IDS:
             raise RemoteProtocolError(f"a completion for command id {command_id}: none in flight")
         self.session.received(Event.NOTICE)
         self.notices.append((command_id, v5.CONFIG_EVENT.decode(header)))
-
-    # -- ends ---------------------------------------------------------------------------------
-
-    def inflight(self) -> list[object]:
-        """Return the tokens of all commands in flight."""
-        return [e[0] for e in self._entries if e is not None and e[0] is not ABANDONED]
-
-    def abandon(self) -> object | None:
-        """Return the token of one request in flight, or None; its buffers are not touched again.
-
-        Its command id stays in use until its completion was read.
-        """
-        for command_id, entry in enumerate(self._entries):
-            if entry is not None and entry[2] is not None and entry[0] is not ABANDONED:
-                self._entries[command_id] = (ABANDONED, None, (), entry[3])
-                if self._filling and self._filling[0] == command_id:
-                    self._filling[1].clear()
-                    self.inbox.redirect()
-                return entry[0]
-        return None
-
-
-def _answered(opcode: object, status: int) -> Event:
-    """Return the event that a completion is."""
-    if opcode == v5.CONNECT:
-        return Event.REFUSED if status else Event.ACCEPTED
-    return Event.DISCONNECTED if opcode == v5.DISCONNECT else Event.COMPLETION
-
-
-def _scatter(segments: Sequence[memoryview], data: memoryview) -> None:
-    """Copy ``data`` to the front of ``segments``."""
-    for segment in segments:
-        part = data[: len(segment)]
-        segment[: len(part)] = part
-        data = data[len(part) :]

@@ -15,11 +15,18 @@ import trio
 from vof.errors import InvalidArgument, LocalProtocolError, VofError
 from vof.protocol import v5
 from vof.protocol.session import Event, Session, State
-from vof.protocol.v5_target import Message, TargetStream
+from vof.protocol.target_stream import (
+    GET_GENERATION,
+    GET_NUM_QUEUES,
+    SET_VQ_SIZE,
+    Message,
+    TargetStream,
+)
 from vof.target.queue import FabricDeviceQueue
 from vof.target.tidy import Tidy
 from vof.transport.connection import Connection
 from vof.virtio.constants import (
+    RING_FEATURES,
     VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
@@ -47,21 +54,33 @@ class Refused(VofError):
         self.status = status
 
 
+Command = Callable[[Message, TargetStream], Awaitable[None]]
+
+
 class Served:
     """A connected virtqueue.
 
     Attributes:
         queue: what the model sees.
+        held: its requests wait for DRIVER_OK.
         scope: cancelled to stop serving.
         finished: set when nothing serves the queue any more.
     """
 
     def __init__(
-        self, connection: Connection, stream: TargetStream, session: Session, tidy: Tidy
+        self,
+        connection: Connection,
+        stream: TargetStream,
+        session: Session,
+        command: Command,
+        tidy: Tidy,
     ) -> None:
         self.scope = trio.CancelScope()
         self.finished = trio.Event()
-        self.queue = FabricDeviceQueue(connection, stream, session, self.scope.cancel, tidy.touch)
+        self.held = True
+        self.queue = FabricDeviceQueue(
+            connection, stream, session, command, self.scope.cancel, tidy.touch
+        )
 
     async def stop(self) -> None:
         """End it and wait until it ended."""
@@ -102,6 +121,9 @@ class Association:
         self._features = 0
         self._generation = 0
         self._config = model.config()
+        self._offered = model.device_features & ~RING_FEATURES
+        self._touched = False
+        self._sizes: dict[int, int] = {}
         self._armed = True
         self._changed = False
         self._live = trio.Event()
@@ -125,7 +147,7 @@ class Association:
                     await connection.wait()
                     connection.receive()
                 if scope.cancelled_caught:
-                    stream.answer("keepalive event", v5.ID_KEEPALIVE, v5.OK)
+                    stream.notice(v5.ID_KEEPALIVE)
                 else:
                     stream.trim()
         connection.flush()
@@ -133,26 +155,26 @@ class Association:
 
     async def _command(self, message: Message, session: Session) -> None:
         """Answer one command of the control queue."""
-        row = v5.COMMANDS.get(message.opcode)
         if message.opcode == v5.DISCONNECT:
             session.received(Event.DISCONNECT)
             await self.stop_queues()
-            self._stream.answer("DISCONNECT completion", message.command_id, v5.OK)
+            self._stream.answer(message, v5.OK)
             session.sent(Event.DISCONNECTED)
             return
         session.received(Event.CONNECT if message.opcode == v5.CONNECT else Event.COMMAND)
-        handler = HANDLERS.get(message.opcode)
-        layout, status, fields = "completion", v5.OK, {}
-        if row is None or handler is None:
-            status = v5.ENOCMD
-        else:
-            layout = row.completion.name
-            try:
-                fields = await handler(self, message.fields)
-            except Refused as refusal:
-                status = refusal.status
-        self._stream.answer(layout, message.command_id, status, **fields)
+        await self.answer(message, self._stream)
         session.sent(Event.COMPLETION)
+
+    async def answer(self, message: Message, stream: TargetStream) -> None:
+        """Carry out a command and answer it on the stream it came from. Suspends for a reset."""
+        handler = HANDLERS.get(message.opcode)
+        if handler is None:
+            stream.answer(message, v5.ENOCMD)
+            return
+        try:
+            stream.answer(message, v5.OK, **await handler(self, message.fields))
+        except Refused as refusal:
+            stream.answer(message, refusal.status)
         if message.opcode == v5.GET_CONFIG and self._changed:
             self._changed = False
             self._event()
@@ -178,6 +200,7 @@ class Association:
         return {"device_status": self._status}
 
     async def _set_status(self, fields: Mapping[str, int]) -> dict[str, int]:
+        self._touched = True
         try:
             status = next_status(self._status, fields["device_status"])
         except LocalProtocolError:
@@ -200,17 +223,18 @@ class Association:
         await self.stop_queues()
         self._status = self._features = self._model.features = 0
         self._live = trio.Event()
+        self._sizes.clear()
         self._model.status_changed(0)
         return {}
 
     async def _get_device_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
         select = fields["select"]
-        return {"feature": 0 if select else self._model.device_features & WORD}
+        return {"feature": 0 if select else self._offered & WORD}
 
     async def _set_driver_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
         select, features = fields["select"], fields["feature"]
         late = self._status & VIRTIO_CONFIG_S_FEATURES_OK
-        offered = 0 if select else self._model.device_features
+        offered = 0 if select else self._offered
         if late or features & ~offered:
             raise Refused(v5.EDEVFEATURE)
         if not select:
@@ -219,6 +243,22 @@ class Association:
 
     async def _get_vq_size(self, fields: Mapping[str, int]) -> dict[str, int]:
         return {"size": self.queue_size(fields["vq_index"], 0)}
+
+    async def _set_vq_size(self, fields: Mapping[str, int]) -> dict[str, int]:
+        index, size = fields["vq_index"], fields["size"]
+        if index in self.queues:
+            raise Refused(v5.EQUEUEBUSY)
+        if not size:
+            raise Refused(v5.EQSIZEQUOT)
+        self._sizes[index] = self.queue_size(index, size)
+        return {}
+
+    async def _get_num_queues(self, fields: Mapping[str, int]) -> dict[str, int]:
+        return {"num_queues": len(self._model.queue_sizes)}
+
+    async def _get_generation(self, fields: Mapping[str, int]) -> dict[str, int]:
+        self._refresh()
+        return {"generation": self._generation}
 
     def _place(self, fields: Mapping[str, int]) -> slice:
         """Check a configuration access and return the place."""
@@ -272,20 +312,22 @@ class Association:
             self._changed = True
             return
         self._armed = False
-        self._stream.answer(
-            "config-change event", v5.ID_CONFIG_CHANGE, v5.OK, generation=self._generation
-        )
+        self._stream.notice(v5.ID_CONFIG_CHANGE, generation=self._generation)
         self._connection.flush()
 
     # -- virtqueues ---------------------------------------------------------------------------
 
     def queue_size(self, index: int, wanted: int) -> int:
-        """Return the size that a queue gets; ``wanted`` 0 means the largest. Raises Refused."""
+        """Return the size that a queue gets; ``wanted`` 0: as set, or the largest.
+
+        Raises:
+            Refused: there is no such queue, or it cannot be so large.
+        """
         if index >= len(self._model.queue_sizes):
             raise Refused(v5.EQUEUEQUOT)
         if wanted > self._model.queue_sizes[index]:
             raise Refused(v5.EQSIZEQUOT)
-        return wanted or self._model.queue_sizes[index]
+        return wanted or self._sizes.get(index, self._model.queue_sizes[index])
 
     def join(
         self, index: int, size: int, connection: Connection, stream: TargetStream, session: Session
@@ -294,15 +336,18 @@ class Association:
         size = self.queue_size(index, size)
         if index in self.queues:
             raise Refused(v5.EQUEUEBUSY)
-        stream.bind(size, self._model.pool)
-        served = self.queues[index] = Served(connection, stream, session, self._tidy)
+        stream.bind(size, self._model.pool, self._model.failure)
+        served = Served(connection, stream, session, self.answer, self._tidy)
+        served.held = stream.waits or self._touched
+        self.queues[index] = served
         return served
 
     async def serve(self, index: int, served: Served) -> None:
         """Serve a virtqueue until its connection ends, a reset, or the end of the association."""
         try:
             with served.scope:
-                await served.queue.hold(self._live)
+                if served.held:
+                    await served.queue.hold(self._live)
                 await self._model.serve(index, served.queue)
         except Exception:
             log.exception("%s: the model failed on queue %d; it needs a reset", self.tvqn, index)
@@ -352,5 +397,8 @@ HANDLERS: dict[int, Handler] = {
     v5.GET_VQ_SIZE: Association._get_vq_size,
     v5.GET_CONFIG: Association._get_config,
     v5.SET_CONFIG: Association._set_config,
+    GET_GENERATION: Association._get_generation,
+    GET_NUM_QUEUES: Association._get_num_queues,
+    SET_VQ_SIZE: Association._set_vq_size,
 }
 """Commands of the control queue and what answers them; the rest is answered ENOCMD."""

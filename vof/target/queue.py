@@ -5,7 +5,7 @@ The task that serves the queue is the task that reads its socket: one wait for a
 between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from select import EPOLLIN
 
 import trio
@@ -13,7 +13,7 @@ import trio
 from vof.errors import ConnectionLost, RemoteProtocolError
 from vof.protocol import v5
 from vof.protocol.session import Event, Session
-from vof.protocol.v5_target import TargetStream
+from vof.protocol.target_stream import Message, TargetStream
 from vof.transport.connection import Connection
 from vof.virtio.model import Chain
 
@@ -33,6 +33,7 @@ class FabricDeviceQueue:
         connection: Connection,
         stream: TargetStream,
         session: Session,
+        command: Callable[[Message, TargetStream], Awaitable[None]],
         ended: Callable[[], None],
         touch: "Callable[[FabricDeviceQueue], None]",
     ) -> None:
@@ -42,11 +43,12 @@ class FabricDeviceQueue:
         self._spin = connection.spin
         self._stream = stream
         self._session = session
+        self._command = command
         self._ended = ended
         self._touch = touch
         self._progress: trio.Event | None = None
         self._quiet = False
-        self._leaving: int | None = None
+        self._leaving: Message | None = None
         self.push = stream.push  # no call in between on the data path
 
     async def receive(self) -> Sequence[Chain]:
@@ -128,18 +130,21 @@ class FabricDeviceQueue:
         message = stream.messages.pop(0)
         if message.opcode == v5.DISCONNECT:
             self._session.received(Event.DISCONNECT)
-            self._leaving = message.command_id
+            self._leaving = message
             return
         if message.opcode == v5.CONNECT:
             self._session.received(Event.CONNECT)
         self._session.received(Event.COMMAND)
-        stream.answer("completion", message.command_id, v5.ENOCMD)
+        if "v" in message.queues:
+            await self._command(message, stream)
+        else:
+            stream.answer(message, v5.ENOCMD)
         self._session.sent(Event.COMPLETION)
         self._connection.flush()
         await self._connection.drained()
         stream.inbox.advance()
 
-    async def _leave(self, command_id: int) -> None:
+    async def _leave(self, message: Message) -> None:
         """Answer DISCONNECT when nothing is in flight any more. Cancelling it loses nothing."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
@@ -148,7 +153,7 @@ class FabricDeviceQueue:
         if self._connection.error is not None:
             await self._end()
         self._leaving = None
-        self._stream.answer("DISCONNECT completion", command_id, v5.OK)
+        self._stream.answer(message, v5.OK)
         self._session.sent(Event.DISCONNECTED)
         self._connection.flush()
         await self._connection.drained()

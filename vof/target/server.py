@@ -17,8 +17,9 @@ import trio
 from vof.errors import RemoteProtocolError, VofError
 from vof.memory import HEAP
 from vof.protocol import v5
+from vof.protocol.dialects import Dialect, Opening
 from vof.protocol.session import Event, Session
-from vof.protocol.v5_target import Message, TargetStream
+from vof.protocol.target_stream import Message, TargetStream
 from vof.target.association import Association, Refused
 from vof.target.tidy import Tidy
 from vof.transport import Connection, Listener
@@ -138,21 +139,21 @@ class Server:
                 connection.close()
                 continue
             self._connections.add(connection)
-            stream = listener.url.dialect.target(
-                self._limits.request_bytes, self._limits.queue_bytes
-            )
-            connection.attach(stream, nursery)
-            nursery.start_soon(self._connection, connection, stream)
+            nursery.start_soon(self._connection, connection, listener.url.named_dialect, nursery)
 
     # -- one connection -----------------------------------------------------------------------
 
-    async def _connection(self, connection: Connection, stream: TargetStream) -> None:
+    async def _connection(
+        self, connection: Connection, dialect: Dialect | None, nursery: trio.Nursery
+    ) -> None:
         """Serve one connection from CONNECT to its end."""
         session = Session()
         try:
             bound = None
             with trio.move_on_after(self._limits.connect_seconds) as scope:
-                bound = await self._connect(connection, stream, session)
+                stream = await self._open(connection, dialect, nursery)
+                if stream is not None:
+                    bound = await self._connect(connection, stream, session)
             if scope.cancelled_caught:
                 log.info("%s: no CONNECT in time", connection.peer)
             elif bound is not None:
@@ -168,12 +169,32 @@ class Server:
             connection.close()
             self._connections.discard(connection)
 
+    async def _open(
+        self, connection: Connection, dialect: Dialect | None, nursery: trio.Nursery
+    ) -> TargetStream | None:
+        """Return a connection's stream, of the dialect that its first bytes show if need be."""
+        opening = Opening()
+        connection.attach(opening, nursery)
+        while dialect is None:
+            if connection.error is not None:
+                return None
+            await connection.wait()
+            connection.receive()
+            dialect = opening.dialect
+        limits = self._limits
+        stream = dialect.target(limits.request_bytes, limits.queue_bytes, opening.inbox)
+        connection.attach(stream, nursery)
+        stream.inbox.advance()
+        return stream
+
     async def _connect(
         self, connection: Connection, stream: TargetStream, session: Session
     ) -> Bound | None:
         """Take CONNECT commands until one succeeds; return what serves the connection then."""
         while connection.error is None:
             if not stream.messages:
+                connection.flush()
+                await connection.drained()
                 await connection.wait()
                 connection.receive()
                 continue
@@ -186,9 +207,7 @@ class Server:
             except Refused as refusal:
                 status = refusal.status
                 log.info("%s: CONNECT refused: %s", connection.peer, refusal)
-            stream.answer(
-                "CONNECT completion", message.command_id, status, device_instance_id=ident
-            )
+            stream.answer(message, status, device_instance_id=ident)
             session.sent(Event.ACCEPTED if bound else Event.REFUSED)
             connection.flush()
             if bound:

@@ -44,9 +44,15 @@ class Url(NamedTuple):
         return text + ("?" + "&".join(options) if options else "")
 
     @property
+    def named_dialect(self) -> Dialect | None:
+        """What is spoken there, if the URL says so."""
+        name = dict(self.options).get("dialect")
+        return DIALECTS[name] if name else None
+
+    @property
     def dialect(self) -> Dialect:
-        """What is spoken there."""
-        return DIALECTS[dict(self.options).get("dialect", NATIVE)]
+        """What an initiator speaks there."""
+        return self.named_dialect or DIALECTS[NATIVE]
 
     def with_tvqn(self, tvqn: str) -> "Url":
         """Return the same URL for another device."""

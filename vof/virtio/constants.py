@@ -75,6 +75,10 @@ DEVICE_NAMES = {
 }
 
 
+RING_FEATURES = sum(1 << number for number in range(24, 42) if number != VIRTIO_F_VERSION_1)
+"""Feature bits of queues and their negotiation (virtio 1.2, 2.2): they end where the ring does."""
+
+
 def bit(*numbers: int) -> int:
     """Return the feature word with these bit numbers set."""
     word = 0

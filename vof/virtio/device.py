@@ -58,6 +58,7 @@ class VirtioDevice(ABC):
     vqs: list[Virtqueue]
     pool: Pool
     config_changed: Callable[["VirtioDevice"], None] | None
+    required: int = bit(VIRTIO_F_VERSION_1)
 
     @abstractmethod
     async def get(self, offset: int, length: int) -> bytes:
@@ -132,7 +133,8 @@ class VirtioDevice(ABC):
 
         Args:
             wanted: features that the driver can use; those that the device offers are chosen.
-            required: features it cannot do without. VIRTIO_F_VERSION_1 is always both.
+            required: features it cannot do without. What ``self.required`` has is always both,
+                and VIRTIO_F_VERSION_1 is always wanted.
 
         Returns:
             The negotiated features.
@@ -143,7 +145,8 @@ class VirtioDevice(ABC):
         await self.reset()
         await self.set_status(VIRTIO_CONFIG_S_ACKNOWLEDGE)
         await self.set_status(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER)
-        required |= bit(VIRTIO_F_VERSION_1)
+        required |= self.required
+        wanted |= bit(VIRTIO_F_VERSION_1)
         offered = await self.get_features()
         if missing := required & ~offered:
             raise FeatureError(f"the device does not offer needed features 0x{missing:x}")

@@ -75,6 +75,9 @@ class DeviceModel(ABC):
         held_queues: indexes of queues whose buffers the model keeps for as long as it likes, to
             receive into: a target that drains does not wait for them.
         pool: where payload for this model must live.
+        failure: what the driver must find at the very end of the writable part of a request that
+            could not even be handed to the model: a status byte, on fabrics whose drivers look at
+            nothing else. Empty for devices whose requests carry no status.
         config_changed: set by the server; call it when the configuration changed.
     """
 
@@ -85,6 +88,7 @@ class DeviceModel(ABC):
     queue_sizes: Sequence[int]
     held_queues: Collection[int] = ()
     pool: Pool = HEAP
+    failure: bytes = b""
     config_changed: Callable[[], None]
 
     def __init__(self) -> None:

@@ -3,7 +3,8 @@
 
 Framing carries no meaning, and the fewest buffers are the fastest: a read is a header and one
 writable buffer, for data and status byte together. Only where a device bounds its segments
-(size_max), data is cut to them, and the status byte stands alone.
+(size_max), data is cut to them, and the status byte stands alone; so it does for a device without
+VIRTIO_F_VERSION_1, to which framing is part of the format.
 
 Whose a buffer is. ``read`` gives the queue memory that nobody else has, so it can be cancelled at
 any time. ``read_into`` and ``write`` lend the caller's; they return or raise only when every piece
@@ -45,7 +46,7 @@ from vof.virtio.blk import (
     BlkConfig,
     status_of,
 )
-from vof.virtio.constants import VIRTIO_ID_BLOCK, bit
+from vof.virtio.constants import VIRTIO_F_VERSION_1, VIRTIO_ID_BLOCK, bit
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
 
 WANTED = bit(
@@ -113,6 +114,8 @@ class Blk(Driver):
         self._piece = min(PIECE, self._segment * max(segments, 1)) // SECTOR * SECTOR
         # With its status byte, a read of this many bytes is still one segment.
         self._single = min(self._piece, self._segment - has(VIRTIO_BLK_F_SIZE_MAX))
+        if not has(VIRTIO_F_VERSION_1):  # framing carries meaning to such a device
+            self._single = 0
         infos = [VirtqueueInfo(f"requestq{n}", size=size) for n in range(self.num_queues)]
         self._queues = [RequestQueue(vq) for vq in await device.find_vqs(infos)]
         self._next = cycle(self._queues).__next__
@@ -223,11 +226,11 @@ class Blk(Driver):
 
     async def get_id(self) -> str:
         """Return the device's name for itself, up to 20 bytes. Suspends."""
-        answer = bytearray(VIRTIO_BLK_ID_BYTES + 1)
-        request = (REQUEST.pack(VIRTIO_BLK_T_GET_ID, 0, 0), answer)
-        if await self._next().request(request, 1, 1) < len(answer) or answer[-1]:
-            self._failed(answer[-1])
-        return answer[:-1].partition(b"\0")[0].decode(errors="replace")
+        name, status = bytearray(VIRTIO_BLK_ID_BYTES), bytearray(1)
+        request = (REQUEST.pack(VIRTIO_BLK_T_GET_ID, 0, 0), name, status)
+        if await self._next().request(request, 1, 2) <= len(name) or status[0]:
+            self._failed(status[0])
+        return name.partition(b"\0")[0].decode(errors="replace")
 
     # -- parts --------------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ class BlkModel(DeviceModel):
     """A disk, as one initiator sees it. Closing the backing is for whoever opened it."""
 
     device_id = VIRTIO_ID_BLOCK
+    failure = bytes([VIRTIO_BLK_S_IOERR])
 
     def __init__(
         self,

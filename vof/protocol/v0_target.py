@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Dialect v0 on a byte stream, as the target. Pure.
+
+What its initiators look at, and what follows for us: Linux ignores the status of a request's
+completion, wants every writable descriptor back, each with at least one byte, and stops for good
+where one is missing. So a request is never refused for being one too many, it waits; and one that
+is refused for good carries the device's own word for failure in its last byte.
+"""
+
+import struct
+from collections.abc import Callable
+
+from vof.errors import LocalProtocolError, RemoteProtocolError
+from vof.protocol import v0, v5
+from vof.protocol.stream import INLINE_BYTES, Inbox, Program
+from vof.protocol.target_stream import UNKNOWN, Message, TargetStream, check_used
+from vof.virtio.model import Chain
+
+VRING_COMMAND = v0.COMMANDS[v0.VRING].command.codec
+COMPLETION = struct.Struct("<HHH2xQ")
+DESC = v0.DESC.codec
+LENGTH = struct.Struct("<I")
+LENGTH_AT = 8
+MOST_HELD = v5.CONTROL_QUEUE_SIZE
+
+OPCODES = {common: opcode for opcode, common in v0.COMMON.items()}
+
+
+class V0Target(TargetStream):
+    """See ``TargetStream``."""
+
+    dialect = "v0"
+    waits = False
+
+    def __init__(self, request_bytes: int, queue_bytes: int, inbox: Inbox | None = None) -> None:
+        super().__init__(request_bytes, queue_bytes, inbox)
+        self._waiting: list[int] = []  # ids of GET_CONFIG_CHANGED commands
+        self._changed: int | None = None  # the generation that nobody was told yet
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def _commands(self) -> Program:
+        inbox = self.inbox
+        while True:
+            if inbox.end - inbox.pos < 16:
+                yield 16
+                continue
+            opcode, command_id, _, ndesc = VRING_COMMAND.unpack_from(inbox.view, inbox.pos)
+            if opcode == v0.VRING and self._queue_size >= 0:
+                yield from self._request(command_id, ndesc)
+            elif opcode == v0.CONNECT:
+                yield from self._connect(command_id)
+            else:
+                yield from self._other(opcode, command_id)
+
+    def _request(self, command_id: int, ndesc: int) -> Program:
+        """Take one VRING command, at the front of the inbox."""
+        inbox = self.inbox
+        if ndesc > v0.MAX_SEGS:
+            raise RemoteProtocolError(
+                f"a request of {ndesc} descriptors; GET_FEATURE says at most {v0.MAX_SEGS}"
+            )
+        head = 16 + DESC.size * ndesc
+        while inbox.end - inbox.pos < head:
+            yield head
+        table = inbox.view[inbox.pos + 16 : inbox.pos + head]
+        out_length = in_length = 0
+        back = bytearray()
+        for number, (_, length, _, flags, _) in enumerate(DESC.iter_unpack(table)):
+            if flags & v0.VRING_DESC_F_WRITE:
+                in_length += length
+                back += table[DESC.size * number : DESC.size * (number + 1)]
+            else:
+                out_length += length
+        del table  # a program that waits holds no memory
+        refusal = (
+            v5.ENOCMD
+            if not self._queue_size
+            else v5.EOUTVQBUF
+            if out_length > self._request_bytes or not ndesc
+            else v5.EINVQBUF
+            if in_length > self._request_bytes
+            else 0
+        )
+        if refusal:
+            inbox.pos += head
+            yield from inbox.discard(out_length)
+            self._refuse(command_id, v0.ERRNO[refusal], back)
+            return
+        while self.inflight >= self._queue_size:
+            yield from self._pause()
+        size = out_length + in_length + head
+        yield from self._afford(size)
+        payload: memoryview | None = None
+        readable: tuple[memoryview, ...] = ()
+        if out_length > INLINE_BYTES:
+            inbox.pos += head
+            rest, payload = self._receive(out_length)
+            if rest is not None:
+                yield rest
+            readable = (payload[:out_length],)
+        else:
+            while inbox.end - inbox.pos < head + out_length:
+                yield head + out_length
+            inbox.pos += head + out_length
+            if out_length:
+                readable = (inbox.view[inbox.pos - out_length : inbox.pos],)
+        start = 16 + len(back)
+        slab, slot = self._slot(start + in_length)
+        slab[slot + 16 : slot + start] = back
+        writable = (slab[slot + start : slot + start + in_length],) if in_length else ()
+        token = (command_id, in_length, size, slab, slot, payload, start)
+        self.chains.append(Chain(readable, writable, token))
+        self._held += size
+        self.inflight += 1
+        inbox.lent += 1
+
+    def _connect(self, command_id: int) -> Program:
+        """Take CONNECT, its descriptor and its body."""
+        inbox, row = self.inbox, v0.COMMANDS[v0.CONNECT]
+        fields = row.command.decode(inbox.view, inbox.pos)
+        if fields["ndesc"] != 1:
+            raise RemoteProtocolError(f"CONNECT with {fields['ndesc']} descriptors; it has one")
+        head = 16 + DESC.size
+        while inbox.end - inbox.pos < head:
+            yield head
+        back = bytearray(inbox.view[inbox.pos + 16 : inbox.pos + head])
+        _, length, _, flags, _ = DESC.unpack(back)
+        if flags & v0.VRING_DESC_F_WRITE:
+            inbox.pos += head
+            self._refuse(command_id, v0.ERRNO[v5.ENOTGT], back)
+            return
+        if length != v0.BODY_BYTES or fields["oftype"] != v0.OFTYPE_STREAM:
+            inbox.pos += head
+            yield from inbox.discard(length)
+            self._complete(v0.ERRNO[v5.EBADVQN], command_id)
+            return
+        while inbox.end - inbox.pos < head + length:
+            yield head + length
+        body = bytes(inbox.view[inbox.pos + head : inbox.pos + head + length])
+        inbox.pos += head + length
+        fields |= {"length": length, "queue_size": 0}
+        yield from self._message(Message(v5.CONNECT, command_id, fields, body, row.queues))
+
+    def _other(self, opcode: int, command_id: int) -> Program:
+        """Take any other command."""
+        inbox = self.inbox
+        row = v0.COMMANDS.get(opcode)
+        fields = row.command.decode(inbox.view, inbox.pos) if row else {}
+        inbox.pos += 16
+        here = self._queue_size >= 0 and HERE.get(opcode)
+        if row and here and ("v" if self._queue_size else "c") in row.queues:
+            status = here(self, command_id, fields)
+            if status is not None:
+                self._complete(status, command_id)
+            if status is not None or opcode not in v0.COMMON:
+                return
+        common = v0.COMMON.get(opcode, UNKNOWN)
+        queues = row.queues if row else ""
+        yield from self._message(Message(common, command_id, fields, b"", queues))
+
+    # -- commands, or parts of them, that concern the wire alone: the status, or None ---------
+
+    def _get_feature(self, command_id: int, fields: dict[str, int]) -> int | None:
+        if fields["select"] != v0.FEATURE_MAX_SEGS:
+            return v0.ERRNO[v5.EFEATURE]
+        self._complete(v0.OK, command_id, value=v0.MAX_SEGS)
+        return None
+
+    def _set_feature(self, command_id: int, fields: dict[str, int]) -> int | None:
+        right = fields["select"] == v0.FEATURE_MAX_SEGS and 0 < fields["feature"] <= v0.MAX_SEGS
+        return v0.OK if right else v0.ERRNO[v5.EFEATURE]
+
+    def _select(self, command_id: int, fields: dict[str, int]) -> int | None:
+        return v0.ERRNO[v5.EDEVFEATURE] if fields["select"] else None
+
+    def _set_queue_size(self, command_id: int, fields: dict[str, int]) -> int | None:
+        return v0.ERRNO[v5.EQSIZEQUOT] if fields["size"].bit_count() != 1 else None
+
+    def _get_config_changed(self, command_id: int, fields: dict[str, int]) -> int | None:
+        if len(self._waiting) >= MOST_HELD:
+            return v0.ERRNO[v5.ECMDQUOT]
+        self._waiting.append(command_id)
+        if self._changed is not None:
+            self.notice(v5.ID_CONFIG_CHANGE, generation=self._changed)
+        return None
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def push(self, chain: Chain, written: int, filled: int | None = None) -> None:
+        """Queue the completion of a request. See ``DeviceQueue.push``."""
+        try:
+            command_id, capacity, size, slab, slot, payload, start = chain.token
+        except TypeError:
+            raise LocalProtocolError("this chain was pushed already") from None
+        filled = check_used(written, filled, capacity)
+        chain.token = None
+        ndesc = (start - 16) // DESC.size
+        COMPLETION.pack_into(slab, slot, v0.OK, command_id, ndesc, written)
+        if filled < capacity:
+            filled = _shorten(slab, slot + 16, slot + start, filled)
+        self._emit(slab, slot, slot + start + filled)
+        self._held -= size
+        self.inflight -= 1
+        self.inbox.lent -= 1
+        if payload is not None:
+            self._spare(payload)
+
+    def answer(self, message: Message, status: int, **fields: int) -> None:
+        """Queue any other completion."""
+        row = v0.COMMANDS.get(OPCODES.get(message.opcode, UNKNOWN))
+        value = fields.get(row.completion.names[-1], 0) if row else 0
+        if message.opcode == v5.GET_VQ_SIZE and value:
+            value = 1 << value.bit_length() - 1  # a ring's size is a power of two
+        self._complete(v0.ERRNO[status], message.command_id, value=value)
+
+    def notice(self, ident: int, **fields: int) -> None:
+        """Answer GET_CONFIG_CHANGED, or the next one; there is no other notice."""
+        if ident != v5.ID_CONFIG_CHANGE:
+            return
+        self._changed = None if self._waiting else fields["generation"]
+        for command_id in self._waiting:
+            self._complete(v0.OK, command_id, value=fields["generation"])
+        self._waiting.clear()
+
+    def _complete(self, status: int, command_id: int, ndesc: int = 0, value: int = 0) -> None:
+        self._cut()
+        self.outbox.tail += COMPLETION.pack(status, command_id, ndesc, value)
+
+    def _refuse(self, command_id: int, status: int, back: bytearray) -> None:
+        """Answer a request that cannot be carried out, with every writable descriptor."""
+        ndesc = len(back) // DESC.size
+        last = LENGTH.unpack_from(back, len(back) - DESC.size + LENGTH_AT)[0] if back else 0
+        if self._failure and last > INLINE_BYTES:
+            raise RemoteProtocolError(
+                f"a request beyond the limits, whose failure cannot be told: {last} bytes at its "
+                "end, where the status belongs"
+            )
+        view = memoryview(back)
+        if self._failure and last:
+            data = bytes(_shorten(view[: -DESC.size], 0, len(back) - DESC.size, 0))
+            data += bytes(last - len(self._failure)) + self._failure
+        else:
+            data = bytes(_shorten(view, 0, len(back), 0))
+        self._complete(status, command_id, ndesc)
+        self.outbox.tail += back
+        self.outbox.tail += data
+
+
+HERE: dict[int, Callable[[V0Target, int, dict[str, int]], int | None]] = {
+    v0.GET_FEATURE: V0Target._get_feature,
+    v0.SET_FEATURE: V0Target._set_feature,
+    v0.GET_DEVICE_FEATURE: V0Target._select,
+    v0.SET_DRIVER_FEATURE: V0Target._select,
+    v0.SET_QUEUE_SIZE: V0Target._set_queue_size,
+    v0.GET_CONFIG_CHANGED: V0Target._get_config_changed,
+}
+"""What this wire decides by itself; a command of the common vocabulary goes on after None."""
+
+
+def _shorten(slab: memoryview, start: int, stop: int, filled: int) -> int:
+    """Write into descriptors how much of each is returned, where not all was filled.
+
+    Args:
+        slab: descriptors stand at ``start`` to ``stop``; where more stands behind them, it is what
+            they describe.
+        start: see ``slab``.
+        stop: see ``slab``.
+        filled: so many bytes, from the front, are the device's.
+
+    Returns:
+        How many bytes follow the descriptors: what is filled, and a zero for each descriptor that
+        is not filled at all.
+    """
+    left, zeroes = filled, 0
+    for at in range(start + LENGTH_AT, stop, DESC.size):
+        (capacity,) = LENGTH.unpack_from(slab, at)
+        used = min(capacity, left)
+        left -= used
+        if capacity and not used:
+            used = 1
+            zeroes += 1
+        LENGTH.pack_into(slab, at, used)
+    if zeroes and len(slab) > stop:
+        slab[stop + filled : stop + filled + zeroes] = bytes(zeroes)
+    return filled + zeroes
