@@ -25,8 +25,9 @@ from tests.protocol.pipe import SpyPool, done, drain, pattern, take  # noqa: E40
 from vof.errors import CommandError, RemoteProtocolError  # noqa: E402
 from vof.protocol import v5  # noqa: E402
 from vof.protocol.session import State  # noqa: E402
-from vof.protocol.v5_initiator import InitiatorStream  # noqa: E402
-from vof.protocol.v5_target import HEADER, SLAB_BYTES, TargetStream  # noqa: E402
+from vof.protocol.target_stream import SLAB_BYTES  # noqa: E402
+from vof.protocol.v5_initiator import V5Initiator  # noqa: E402
+from vof.protocol.v5_target import HEADER, V5Target  # noqa: E402
 
 REQUEST_BYTES = 64 * 1024
 QUEUE_SIZE = 4
@@ -64,7 +65,7 @@ def target(data, cut=no_cuts):
     results, kept = [], []
     for queue_size in (-1, 0, QUEUE_SIZE):  # before CONNECT, as a control queue, as a virtqueue
         pool = SpyPool()
-        stream = TargetStream(REQUEST_BYTES, 1 << 40)
+        stream = V5Target(REQUEST_BYTES, 1 << 40)
         if queue_size >= 0:
             stream.bind(queue_size, pool)
 
@@ -96,7 +97,7 @@ def target(data, cut=no_cuts):
 def echo(data, cut=no_cuts):
     """Give the bytes to a target that answers at once, with a small budget; nothing is compared."""
     pool = SpyPool()
-    stream = TargetStream(REQUEST_BYTES, 2 * REQUEST_BYTES)
+    stream = V5Target(REQUEST_BYTES, 2 * REQUEST_BYTES)
     stream.bind(QUEUE_SIZE, pool)
 
     def ready():
@@ -120,7 +121,7 @@ def initiator(data, cut=no_cuts):
     """Give the bytes to an initiator with requests in flight; return all that came of it."""
     results = []
     for control in (False, True):
-        stream = InitiatorStream(QUEUE, control)
+        stream = V5Initiator(QUEUE, control)
         stream.session.state = State.LIVE
         spaces = [[bytearray(size)] for size in (0, 1, 16, 0x4000, 0x4001, REQUEST_BYTES)]
         spaces += [[bytearray(3), bytearray(40_000)], [bytearray(40_000), bytearray(3)]]

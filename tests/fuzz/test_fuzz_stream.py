@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz import fuzz_stream
-from vof.protocol.v5_initiator import InitiatorStream
-from vof.protocol.v5_target import TargetStream
+from vof.protocol.v5_initiator import V5Initiator
+from vof.protocol.v5_target import V5Target
 
 CASES = [(side, name) for side in fuzz_stream.SIDES for name in fuzz_stream.corpus(side)]
 
@@ -53,10 +53,10 @@ def crash(stream):
 @pytest.mark.parametrize(
     ("owner", "name", "action"),
     [
-        (TargetStream, "_request", out_of_step),
-        (TargetStream, "answer", crash),
-        (InitiatorStream, "_payload", out_of_step),
-        (InitiatorStream, "_notice", crash),
+        (V5Target, "_request", out_of_step),
+        (V5Target, "_complete", crash),
+        (V5Initiator, "_payload", out_of_step),
+        (V5Initiator, "_notice", crash),
     ],
 )
 def test_the_fuzzer_finds(monkeypatch, owner, name, action):

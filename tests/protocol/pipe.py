@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from vof.memory import HEAP, Pool
 from vof.protocol.stream import Inbox
-from vof.protocol.v5_target import HEADER, TargetStream
+from vof.protocol.v5_target import HEADER, V5Target
 
 VQ = 0x0FFF
 MIB = 1 << 20
@@ -87,7 +87,7 @@ def pattern(size: int, seed: int) -> bytes:
 
 def bound(queue_size=16, request_bytes=MIB, queue_bytes=8 * MIB, pool=HEAP):
     """Return the stream of a live virtqueue."""
-    stream = TargetStream(request_bytes, queue_bytes)
+    stream = V5Target(request_bytes, queue_bytes)
     stream.bind(queue_size, pool)
     return stream
 

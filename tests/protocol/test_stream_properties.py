@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.pipe import SpyPool, done, drain, feed, pattern, take, vq
+from vof.protocol.initiator_stream import SMALL_BYTES
 from vof.protocol.stream import BULK_BYTES, INLINE_BYTES, ROOM_BYTES, SCRATCH_BYTES
-from vof.protocol.v5_initiator import SMALL_BYTES, InitiatorStream
-from vof.protocol.v5_target import SLAB_BYTES, TargetStream
+from vof.protocol.target_stream import SLAB_BYTES
+from vof.protocol.v5_initiator import V5Initiator
+from vof.protocol.v5_target import V5Target
 
 MIB = 1 << 20
 EDGES = sorted(
@@ -48,7 +50,7 @@ def feed_cut(inbox, data, cuts):
 
 
 def chains_of(data, cuts):
-    stream = TargetStream(2 * MIB, 1 << 40)
+    stream = V5Target(2 * MIB, 1 << 40)
     stream.bind(20, SpyPool())
     feed_cut(stream.inbox, data, cuts)
     chains = [(c.token[0], b"".join(c.readable), sum(map(len, c.writable))) for c in stream.chains]
@@ -73,7 +75,7 @@ def test_commands_byte_by_byte(requests, large):
 
 
 def used_of(requests, order, cuts):
-    stream = InitiatorStream(len(requests), control=False)
+    stream = V5Initiator(len(requests), control=False)
     spaces = []
     for number, (parts, size) in enumerate(requests):
         # the last part has room for all of it
@@ -125,9 +127,9 @@ class World:
     def __init__(self, queue_size, queue_bytes, rng):
         self.rng = rng
         self.pool = SpyPool()
-        self.target = TargetStream(4 * MIB, queue_bytes)
+        self.target = V5Target(4 * MIB, queue_bytes)
         self.target.bind(queue_size, self.pool)
-        self.initiator = InitiatorStream(queue_size, control=False)
+        self.initiator = V5Initiator(queue_size, control=False)
         self.queue_bytes = queue_bytes
         self.asked = []  # in order
         self.held = []  # (request, chain) in the device's hands
@@ -237,7 +239,7 @@ def test_every_request_once_with_its_bytes(count, queue_size, queue_bytes, seed)
 @settings(max_examples=100)
 @given(st.lists(st.integers(0, 30_000), min_size=2, max_size=20), st.integers(1, 60_000))
 def test_a_budget_delays_and_loses_nothing(rooms, budget):
-    stream = TargetStream(MIB, budget)
+    stream = V5Target(MIB, budget)
     stream.bind(32, SpyPool())
     feed(stream.inbox, b"".join(vq(i, b"?", room) for i, room in enumerate(rooms)))
     seen = []

@@ -8,13 +8,14 @@ import pytest
 from tests.protocol.pipe import Scratch, allocating, done, drain, feed, pattern, vq
 from vof.errors import CommandError, LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
+from vof.protocol.initiator_stream import SMALL_BYTES
 from vof.protocol.session import State
 from vof.protocol.stream import INLINE_BYTES, SCRATCH_BYTES
-from vof.protocol.v5_initiator import SMALL_BYTES, InitiatorStream
+from vof.protocol.v5_initiator import V5Initiator
 
 
 def queue(size=8):
-    return InitiatorStream(size, control=False)
+    return V5Initiator(size, control=False)
 
 
 def room(*sizes):
@@ -87,7 +88,7 @@ def test_many_completions_at_once():
 
 @pytest.mark.parametrize("step", [1, None])
 def test_control_commands_and_their_answers(step):
-    stream = InitiatorStream(4, control=True)
+    stream = V5Initiator(4, control=True)
     stream.command(v5.CONNECT, {"length": v5.BODY_BYTES}, b"b" * v5.BODY_BYTES, "connect")
     with pytest.raises(LocalProtocolError):
         stream.command(v5.GET_STATUS, {}, b"", "too early")
@@ -134,7 +135,7 @@ def test_control_commands_and_their_answers(step):
 
 
 def test_a_refused_connect_may_be_tried_again():
-    stream = InitiatorStream(4, control=True)
+    stream = V5Initiator(4, control=True)
     for status in (v5.ENOTGT, v5.OK):
         stream.command(v5.CONNECT, {}, b"", status)
         feed(stream.inbox, v5.COMPLETION.encode({"status": status, "command_id": 0}))
@@ -167,7 +168,7 @@ def test_an_offence_on_a_virtqueue(data, step):
 @pytest.mark.parametrize("command_id", [3, 0x7FFF])
 def test_an_id_that_is_not_in_flight_on_the_control_queue(command_id):
     with pytest.raises(RemoteProtocolError, match="none in flight"):
-        feed(InitiatorStream(4, control=True).inbox, done(command_id))
+        feed(V5Initiator(4, control=True).inbox, done(command_id))
 
 
 def test_a_refused_request_is_an_error_with_its_status():
@@ -182,7 +183,7 @@ def test_a_refused_request_is_an_error_with_its_status():
 
 
 def test_abandon_gives_back_every_request_once():
-    stream = InitiatorStream(8, control=True)
+    stream = V5Initiator(8, control=True)
     stream.session.state = State.LIVE
     stream.command(v5.GET_STATUS, {}, b"", "control")
     for token in "abc":

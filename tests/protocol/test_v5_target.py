@@ -20,7 +20,8 @@ from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.memory import HEAP
 from vof.protocol import v5
 from vof.protocol.stream import INLINE_BYTES, SCRATCH_BYTES
-from vof.protocol.v5_target import SLAB_BYTES, TargetStream
+from vof.protocol.target_stream import SLAB_BYTES, Message
+from vof.protocol.v5_target import V5Target
 
 MOST = (1 << 32) - 1
 
@@ -85,10 +86,10 @@ def test_answers_stand_between_runs():
     feed(stream.inbox, vq(0, in_length=1) + vq(1, in_length=1))
     first, second = taken(stream)
     first.writable[0][:], second.writable[0][:] = b"a", b"b"
-    stream.answer("completion", 9, v5.ENOCMD)
+    stream.answer(Message(0xDFE, 9, {}, b"", ""), v5.ENOCMD)
     assert stream.unsent
     stream.push(first, 1)
-    stream.answer("completion", 8, v5.ENOCMD)
+    stream.answer(Message(0xDFE, 8, {}, b"", ""), v5.ENOCMD)
     stream.push(second, 1)
     wanted = done(9, status=1) + done(0, b"a") + done(8, status=1) + done(1, b"b")
     assert drain(stream) == wanted
@@ -188,7 +189,7 @@ def test_hostile_lengths_allocate_nothing(out_length, in_length):
 
 
 def test_a_request_before_connect_is_a_message():
-    stream = TargetStream(MIB, MIB)
+    stream = V5Target(MIB, MIB)
     feed(stream.inbox, vq(1, b"", 100))
     assert [(m.opcode, m.command_id) for m in stream.messages] == [(v5.VQ, 1)]
     assert not stream.chains
@@ -259,7 +260,7 @@ def test_a_request_beyond_the_budget_passes_alone():
 
 @pytest.mark.parametrize("step", [1, None])
 def test_messages_come_one_at_a_time(step):
-    stream = TargetStream(MIB, MIB)
+    stream = V5Target(MIB, MIB)
     body = pattern(v5.BODY_BYTES, 5)
     connect = command(
         "CONNECT", 1, device_instance_id=7, vq_index=2, length=v5.BODY_BYTES, queue_size=3
@@ -277,7 +278,7 @@ def test_messages_come_one_at_a_time(step):
     assert (first.opcode, first.command_id, first.body) == (v5.CONNECT, 1, body)
     assert (first.fields["vq_index"], first.fields["queue_size"]) == (2, 3)
     assert (second.opcode, second.command_id, second.body) == (v5.DISCONNECT, 2, b"")
-    assert unknown == (0x0DFE, 3, {}, b"")
+    assert unknown == (0x0DFE, 3, {}, b"", "")
     assert (last.command_id, last.body) == (4, b"")
 
 
@@ -307,7 +308,7 @@ def test_a_message_between_requests_is_none(step):
 
 @pytest.mark.parametrize("length", [1, 1023, 1025, MOST])
 def test_a_connect_body_of_another_length_is_an_offence(length):
-    stream = TargetStream(MIB, MIB)
+    stream = V5Target(MIB, MIB)
     row = command("CONNECT", 1, device_instance_id=0, vq_index=0, length=length, queue_size=0)
     with allocating(2 * SCRATCH_BYTES), pytest.raises(RemoteProtocolError, match="body") as caught:
         feed(stream.inbox, row)

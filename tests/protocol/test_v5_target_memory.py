@@ -19,7 +19,7 @@ from tests.protocol.pipe import (
     vq,
 )
 from vof.protocol.stream import SCRATCH_BYTES
-from vof.protocol.v5_target import SLAB_BYTES, SPARES
+from vof.protocol.target_stream import SLAB_BYTES, SPARES
 
 
 def echo(stream, data, size, command_id=0):

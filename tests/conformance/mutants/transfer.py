@@ -40,16 +40,6 @@ class ReportsAllAsWritten(MemoryEnd):
         super().push(chain, sum(map(len, chain.writable)))
 
 
-@mutant("used_length")
-class ClearsWhatWasNotWritten(MemoryEnd):
-    def push(self, chain, written, filled=None):
-        left = written if filled is None else filled
-        for segment in chain.writable:
-            segment[left:] = bytes(len(segment[left:]))
-            left = max(0, left - len(segment))
-        super().push(chain, written)
-
-
 @mutant("used_length_below_data")
 class CarriesOnlyWhatIsReported(MemoryEnd):
     def push(self, chain, written, filled=None):
