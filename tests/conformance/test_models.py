@@ -6,7 +6,7 @@ import pytest
 from tests.conformance.memory_device import maker
 from vof.conformance import Failed, check_model
 from vof.errors import LocalProtocolError
-from vof.target.devices import BlkModel, MemoryBacking, RngModel
+from vof.target.devices import BlkModel, MemoryBacking, NetModel, RngModel
 from vof.virtio import DeviceModel
 
 MAKES = {"plain": maker(), "ring-like": maker(count_buffers=True), "late": maker(late=2)}
@@ -20,6 +20,11 @@ async def test_rng(make):
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 async def test_blk(make):
     await check_model(lambda: BlkModel(MemoryBacking(1 << 20), queues=3), make)
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+async def test_net(make):
+    await check_model(NetModel, make)
 
 
 class Swallow(DeviceModel):

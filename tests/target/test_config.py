@@ -256,7 +256,39 @@ def test_the_documentation_is_a_file_that_says_the_defaults(load):
     for device in found.devices:
         for name, value in device.values.items():
             key = config.DEVICES[device.type][name]
-            assert key.default is config.REQUIRED or value == key.default
+            chosen = name in config.CHOICES.get(device.type, ((),))[-1]
+            assert key.default is config.REQUIRED or chosen or value == key.default
+
+
+def test_a_network_device_is_plugged_into_one_thing():
+    for text, values in {
+        "echo": {"echo": True},
+        "tap=tap0,mtu=9000": {"tap": "tap0", "mtu": 9000},
+        "socket=a,peer=b,mac=02:00:00:00:0A:01": {"socket": "a", "mac": "02:00:00:00:0a:01"},
+    }.items():
+        found = config.option("net", text).values
+        assert found == {**found, **values}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("", "", "exactly one of: tap, or socket with peer, or echo"),
+        ("echo,tap=tap0", "", "exactly one of"),
+        ("socket=a", "", "exactly one of"),
+        ("peer=b", "", "exactly one of"),
+        ("echo,peer=b", "", "exactly one of"),
+        ("echo,mac=01:00:00:00:00:01", "mac", "an address of one station"),
+        ("echo,mac=2:0:0:0:0:1", "mac", "an address of one station"),
+        ("echo,mac=00:00:00:00:00:00", "mac", "an address of one station"),
+        ("echo,mtu=67", "mtu", "68 to 65535"),
+        ("ecko", "ecko", "did you mean echo?"),
+    ],
+)
+def test_what_a_network_device_cannot_be(text, key, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        config.option("net", text)
+    assert (caught.value.path, caught.value.key) == ("--net", key)
 
 
 def test_every_default_is_allowed():

@@ -5,11 +5,12 @@ import os
 
 import pytest
 
-from vof.errors import ConfigError
+from vof.errors import ConfigError, VofError
 from vof.target import config
-from vof.target.exports import FACTORIES, close_all, open_all, open_device, probe
+from vof.target.exports import FACTORIES, close_all, open_all, open_device, probe, station
 from vof.virtio.blk import VIRTIO_BLK_F_RO, BlkConfig
-from vof.virtio.constants import VIRTIO_ID_BLOCK, VIRTIO_ID_RNG, bit
+from vof.virtio.constants import VIRTIO_ID_BLOCK, VIRTIO_ID_NET, VIRTIO_ID_RNG, bit
+from vof.virtio.net import NetConfig, parse_mac
 
 
 @pytest.fixture
@@ -61,6 +62,33 @@ def test_a_source_of_random_bytes_has_nothing_behind_it():
     assert opened.export.make().device_id == VIRTIO_ID_RNG
     assert opened.export.make().queue_sizes == (8,)
     close_all([opened])
+
+
+def test_a_network_device_is_as_configured(tmp_path):
+    echo, plugged = devices(
+        ("net", "echo,mac=02:00:00:00:00:07,mtu=9000,queue_size=8"),
+        ("net", f"socket={tmp_path / 'ours'},peer={tmp_path / 'theirs'},tvqn=net7"),
+    )
+    opened = open_all([echo, plugged])
+    model = opened[0].export.make()
+    assert model.device_id == VIRTIO_ID_NET
+    assert model.queue_sizes[:2] == (8, 8)
+    assert NetConfig.unpack(model.config()) == (parse_mac("02:00:00:00:00:07"), 1, 1, 9000)
+    assert opened[0].backing is None
+    model = opened[1].export.make()
+    assert NetConfig.unpack(model.config()).mac == station("net7")
+    with pytest.raises(VofError, match="one initiator at a time"):
+        opened[1].export.make()
+    model.close()
+    close_all(opened)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_made_address_is_of_one_station_and_always_the_same():
+    made = {station(f"net{number}") for number in range(100)}
+    assert len(made) == 100
+    assert all(mac[0] & 3 == 2 for mac in made)
+    assert station("net0").hex() == "9604eea3257e"
 
 
 def test_all_are_opened_or_none(image, tmp_path):

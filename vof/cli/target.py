@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vof.target.config import Config
 
-OPTIONS = ("blk", "mem", "rng")
+OPTIONS = {
+    "blk": ("PATH[,…]", "a disk over a file or block device"),
+    "mem": ("SIZE[,…]", "a disk in memory"),
+    "rng": ("[…]", "a source of random bytes"),
+    "net": ("LINK[,…]", "a network device: echo, tap=NAME, or socket=PATH,peer=PATH"),
+}
+"""How each device is given on the command line, and what it is."""
 
 EPILOG = """DEVICE options take values by commas, by the keys of the configuration file:
   --blk disk.img,ro,queues=4,tvqn=disk0   --mem 64M   --rng tvqn=rng0
+  --net echo   --net tap=tap0,mtu=9000   --net socket=ours.sock,peer=theirs.sock
 
 Each device is announced on stdout by its URL, one a line, once the target serves.
 SIGTERM and SIGINT drain: requests in flight end first; a second signal cuts them.
@@ -37,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="where to listen (default vof+tcp://127.0.0.1:8549); may be repeated",
     )
-    for name, form in zip(OPTIONS, ("PATH[,…]", "SIZE[,…]", "[…]"), strict=True):
+    for name, (form, what) in OPTIONS.items():
         parser.add_argument(
             f"--{name}",
             action="append",
@@ -45,11 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
             metavar=form,
             nargs="?",
             const="",
-            help={
-                "blk": "a disk over a file or block device",
-                "mem": "a disk in memory",
-                "rng": "a source of random bytes",
-            }[name],
+            help=what,
         )
     parser.add_argument(
         "--limit",

@@ -19,6 +19,7 @@ from vof.sizes import parse_size
 from vof.target.server import Limits
 from vof.transport import Url, parse_url
 from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
+from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU, format_mac, parse_mac
 
 DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
 
@@ -67,6 +68,10 @@ def _serial(value: object) -> str:
     return text
 
 
+def _mac(value: object) -> str:
+    return format_mac(parse_mac(_text(value)))
+
+
 def _block(value: object) -> int:
     size = _size(value)
     if size < SECTOR or size & (size - 1):
@@ -83,13 +88,14 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "path": (_text, "the path of a file"),
     "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
     "block": (_block, "a power of two"),
+    "mac": (_mac, "an address of one station, such as 02:00:00:00:00:01"),
     "name": (_name, f"a name of 1 to {VQN_BYTES - 1} bytes"),
 }
 """How each kind of value is read, and how it is called in messages."""
 
 REQUIRED = object()
-EXAMPLES = {"path": '"disk.img"', "size": '"64M"'}
-"""What the documentation shows for a required key, by its kind."""
+EXAMPLES = {"path": '"disk.img"', "size": '"64M"', "switch": "true"}
+"""What the documentation shows for a required or chosen key, by its kind."""
 
 
 class Key(NamedTuple):
@@ -195,8 +201,21 @@ DEVICES: dict[str, dict[str, Key]] = {
         "tvqn": Key("name", "", "name of the device"),
         **_COMMON,
     },
+    "net": {
+        "tap": Key("text", "", "plugged into this tap; created where that is permitted"),
+        "socket": Key("path", "", "plugged into a unix datagram socket that is bound here"),
+        "peer": Key("path", "", "where frames are sent; belongs to socket"),
+        "echo": Key("switch", False, "each frame comes back"),
+        "tvqn": Key("name", "", "name of the device"),
+        "mac": Key("mac", "", "address of the device; by default made from its name"),
+        "mtu": Key("integer", DEFAULT_MTU, "largest packet in a frame", LEAST_MTU, MOST_MTU),
+        "queue_size": Key("integer", 256, "largest size of each queue for frames", 1, 32768),
+    },
 }
 """The keys of each type of device; "blk" and "mem" are both block devices."""
+
+CHOICES = {"net": (("tap",), ("socket", "peer"), ("echo",))}
+"""Groups of keys, of which a device has exactly one; the last is shown in the documentation."""
 
 SHORT = {"ro": "read_only"}
 """Switches of the command line."""
@@ -252,6 +271,11 @@ def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> De
     if kind not in DEVICES:
         raise ConfigError(path, prefix + "type", f"expected {' or '.join(DEVICES)}, not {kind!r}")
     values = _table(path, prefix, DEVICES[kind], given)
+    if groups := CHOICES.get(kind):
+        given_groups = [group for group in groups if any(values[name] for name in group)]
+        if len(given_groups) != 1 or not all(values[name] for name in given_groups[0]):
+            words = ", or ".join(" with ".join(group) for group in groups)
+            raise ConfigError(path, prefix.rstrip("."), f"expected exactly one of: {words}")
     tvqn = values.pop("tvqn")
     return Device(kind, tvqn, values, (path, prefix.rstrip(".")))
 
@@ -357,9 +381,9 @@ def describe() -> str:
     lines = ["# All keys of a target's configuration file, with their defaults.", ""]
     lines += [f'listen = ["{DEFAULT_LISTEN}"]  # where to listen; loopback unless you say more', ""]
 
-    def rows(keys: Mapping[str, Key]) -> None:
+    def rows(keys: Mapping[str, Key], chosen: tuple[str, ...] = ()) -> None:
         for name, key in keys.items():
-            if key.default is REQUIRED:
+            if key.default is REQUIRED or name in chosen:
                 value = EXAMPLES[key.kind]
             elif isinstance(key.default, bool):
                 value = str(key.default).lower()
@@ -372,5 +396,5 @@ def describe() -> str:
     rows(LIMITS)
     for kind, keys in DEVICES.items():
         lines += ["", "[[device]]", f'type = "{kind}"']
-        rows(keys)
+        rows(keys, CHOICES.get(kind, ((),))[-1])
     return "\n".join(lines)

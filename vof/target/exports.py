@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From configured devices to exports: opens what is behind them, makes models on demand."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -8,9 +9,20 @@ from typing import Any, NamedTuple, Protocol
 
 from vof.errors import ConfigError
 from vof.target.config import Device
-from vof.target.devices import BlkModel, FileBacking, MemoryBacking, RngModel
+from vof.target.devices import (
+    BlkModel,
+    FileBacking,
+    Link,
+    MemoryBacking,
+    NetModel,
+    RngModel,
+    SocketLink,
+    TapLink,
+    links,
+)
 from vof.target.server import Export
 from vof.virtio.model import DeviceModel
+from vof.virtio.net import parse_mac
 
 
 class Backing(Protocol):
@@ -61,28 +73,60 @@ def _rng(values: Mapping[str, Any]) -> Made:
     return partial(RngModel, values["queue_size"]), None
 
 
+def _link(values: Mapping[str, Any]) -> Link | None:
+    if values["tap"]:
+        return TapLink(values["tap"])
+    return SocketLink(values["socket"], values["peer"]) if values["socket"] else None
+
+
+def _net(values: Mapping[str, Any]) -> Made:
+    link = _link(values)
+    mac = parse_mac(values["mac"]) if values["mac"] else station(values["tvqn"])
+    make = partial(NetModel, link, mac=mac, mtu=values["mtu"], queue_size=values["queue_size"])
+    return make, link
+
+
+def station(name: str) -> bytes:
+    """Return the address of a device that was given none: always the same for one name."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return bytes((digest[0] & 0xFC | 2,)) + digest[1:6]  # locally administered, one station
+
+
 FACTORIES: dict[str, Callable[[Mapping[str, Any]], Made]] = {
     "blk": _blk,
     "mem": _mem,
     "rng": _rng,
+    "net": _net,
 }
-"""How each type of ``config.DEVICES`` is opened."""
+"""How each type of ``config.DEVICES`` is opened, by its values and its ``tvqn``."""
+
+
+def _probe_disk(values: Mapping[str, Any]) -> None:
+    path, read_only = values["path"], values["read_only"]
+    FileBacking(path, read_only=True).close()
+    if not read_only and not os.access(path, os.W_OK):
+        raise ConfigError(path, "", "may not be written; export it read-only")
+
+
+def _probe_net(values: Mapping[str, Any]) -> None:
+    links.probe(values["tap"], values["socket"])
+
+
+PROBES: dict[str, Callable[[Mapping[str, Any]], None]] = {"blk": _probe_disk, "net": _probe_net}
+"""How it is seen whether a device could be opened, for the types that may fail."""
 
 
 def open_device(device: Device) -> Opened:
     """Open one device. Raises ConfigError."""
-    make, backing = FACTORIES[device.type](device.values)
+    make, backing = FACTORIES[device.type]({**device.values, "tvqn": device.tvqn})
     return Opened(Export(device.tvqn, make), backing)
 
 
 def probe(devices: Iterable[Device]) -> None:
     """See whether the devices could be opened, and change nothing. Raises ConfigError."""
     for device in devices:
-        if device.type == "blk":
-            path, read_only = device.values["path"], device.values["read_only"]
-            FileBacking(path, read_only=True).close()
-            if not read_only and not os.access(path, os.W_OK):
-                raise ConfigError(path, "", "may not be written; export it read-only")
+        if device.type in PROBES:
+            PROBES[device.type](device.values)
 
 
 def open_all(devices: Iterable[Device]) -> list[Opened]:

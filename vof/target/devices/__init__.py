@@ -3,7 +3,19 @@
 
 from vof.target.devices.backing import FileBacking, MemoryBacking
 from vof.target.devices.blk import BlkModel
+from vof.target.devices.links import Link, SocketLink, TapLink
+from vof.target.devices.net import NetModel
 from vof.target.devices.rng import RngModel
 from vof.target.devices.watch import watch
 
-__all__ = ["BlkModel", "FileBacking", "MemoryBacking", "RngModel", "watch"]
+__all__ = [
+    "BlkModel",
+    "FileBacking",
+    "Link",
+    "MemoryBacking",
+    "NetModel",
+    "RngModel",
+    "SocketLink",
+    "TapLink",
+    "watch",
+]
