@@ -245,3 +245,14 @@ def test_a_connection_that_is_lost_is_one_line(serve, capsys, words):
     assert err.count("\n") == 1
     served.stop()
     backing.close()
+
+
+def test_a_file_in_the_place_of_the_disk_is_not_overwritten(world, content, tmp_path, capsys):
+    """Arguments in the wrong order: both could be opened."""
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious" * 64)
+    for words in (["write", str(precious), world.url], ["read", str(precious), str(world.url)]):
+        assert main(["blk", *words]) == 2
+        assert "expected a URL" in capsys.readouterr().err
+    assert precious.read_bytes() == b"precious" * 64
+    assert world.image.read_bytes() == content

@@ -23,6 +23,10 @@ TASKS = 8
 SECTOR = 512
 
 
+REMOTE = {"read": "source", "write": "target", "zero": "target"}
+"""Which end of an action is a remote disk; a file there is a mistake, and might be overwritten."""
+
+
 class End(NamedTuple):
     """One end of a copy.
 
@@ -91,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
     length = None if args.length is None else parse_size("--length", args.length)
     if offset % SECTOR or (length or 0) % SECTOR:
         raise ConfigError("command line", "", f"offset and length are multiples of {SECTOR}")
+    remote = REMOTE.get(args.action)
+    if remote and "://" not in (name := getattr(args, remote)):
+        raise ConfigError("command line", "URL", f"expected a URL, not {name!r}; see --help")
     if args.json and args.target == "-":
         raise ConfigError("command line", "--json", "stdout is taken by the data")
     begin = time.perf_counter()
