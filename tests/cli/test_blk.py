@@ -251,7 +251,7 @@ def test_a_file_in_the_place_of_the_disk_is_not_overwritten(world, content, tmp_
     """Arguments in the wrong order: both could be opened."""
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious" * 64)
-    for words in (["write", str(precious), world.url], ["read", str(precious), str(world.url)]):
+    for words in (["write", str(precious), world["disk"]], ["read", str(precious), world["disk"]]):
         assert main(["blk", *words]) == 2
         assert "expected a URL" in capsys.readouterr().err
     assert precious.read_bytes() == b"precious" * 64

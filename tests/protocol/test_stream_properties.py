@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.pipe import SpyPool, done, drain, feed, pattern, take, vq
+from vof.protocol.dialects import DIALECTS
 from vof.protocol.initiator_stream import SMALL_BYTES
 from vof.protocol.stream import BULK_BYTES, INLINE_BYTES, ROOM_BYTES, SCRATCH_BYTES
 from vof.protocol.target_stream import SLAB_BYTES
@@ -124,12 +125,13 @@ class Request:
 class World:
     """Two streams, and a model of what is where: lists of requests."""
 
-    def __init__(self, queue_size, queue_bytes, rng):
+    def __init__(self, dialect, queue_size, queue_bytes, rng):
         self.rng = rng
         self.pool = SpyPool()
-        self.target = V5Target(4 * MIB, queue_bytes)
+        self.target = dialect.target(4 * MIB, queue_bytes)
         self.target.bind(queue_size, self.pool)
-        self.initiator = V5Initiator(queue_size, control=False)
+        self.initiator = dialect.initiator(queue_size, control=False)
+        self.ids = sorted(self.initiator.free)
         self.queue_bytes = queue_bytes
         self.asked = []  # in order
         self.held = []  # (request, chain) in the device's hands
@@ -204,15 +206,16 @@ def some_sizes(rng):
 
 @settings(max_examples=300)
 @given(
+    st.sampled_from(list(DIALECTS)),
     st.integers(1, 40),
     st.sampled_from([1, 2, 5, 16, 64]),
     st.sampled_from([1, 40_000, 300_000, 64 * MIB]),
     st.integers(0, 1 << 32),
 )
-def test_every_request_once_with_its_bytes(count, queue_size, queue_bytes, seed):
+def test_every_request_once_with_its_bytes(dialect, count, queue_size, queue_bytes, seed):
     rng = random.Random(seed)
-    world = World(queue_size, queue_bytes, rng)
-    waiting = [Request(i, some_sizes(rng) or [1], some_sizes(rng)) for i in range(count)]
+    world = World(DIALECTS[dialect], queue_size, queue_bytes, rng)
+    waiting = [Request(i, [*some_sizes(rng), 1], some_sizes(rng)) for i in range(count)]
     for _ in range(20_000):
         if world.finished == count:
             break
@@ -230,7 +233,7 @@ def test_every_request_once_with_its_bytes(count, queue_size, queue_bytes, seed)
             world.target.trim()
             world.initiator.inbox.trim()
     assert world.finished == count
-    assert sorted(world.initiator.free) == list(range(queue_size))
+    assert sorted(world.initiator.free) == world.ids
     target = world.target
     assert (target.inflight, target._held, target.inbox.lent) == (0, 0, 0)
     assert not target.unsent

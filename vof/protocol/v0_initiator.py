@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from vof.errors import CommandError, RemoteProtocolError
+from vof.errors import CommandError, InvalidArgument, RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v0, v5
 from vof.protocol.initiator_stream import (
@@ -119,11 +119,17 @@ class V0Initiator(InitiatorStream):
     # -- out ----------------------------------------------------------------------------------
 
     def add(self, sgs: Sequence[Buffer], out_sgs: int, data: object, ctx: object) -> None:
-        """Append one VRING command; an empty buffer is left out."""
-        command_id = self.free.pop()
+        """Append one VRING command; an empty segment is left out.
+
+        Raises:
+            InvalidArgument: all segments are empty.
+        """
         readable = [sg for sg in sgs[:out_sgs] if len(sg)]
         writable = [memoryview(sg) for sg in sgs[out_sgs:] if len(sg)]
         in_length = sum(map(len, writable))
+        if not readable and not writable:
+            raise InvalidArgument("dialect v0 carries no buffer without any byte")
+        command_id = self.free.pop()
         self._entries[command_id] = (data, ctx, writable, in_length)
         self._writable[command_id] = len(writable)
         first = len(writable)  # writable descriptors are numbered from 0: they come back
