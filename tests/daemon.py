@@ -18,13 +18,15 @@ BUFFERED = {key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFER
 class Daemon:
     """A target process."""
 
-    def __init__(self, words, program=("-m", "vof"), env=None, stdout=subprocess.PIPE, **more):
+    def __init__(
+        self, words, program=("-m", "vof"), env=None, stdout=subprocess.PIPE, cwd=ROOT, **more
+    ):
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *program, "target", *words],
             stdout=stdout,
             stderr=subprocess.PIPE,
             bufsize=0,
-            cwd=ROOT,
+            cwd=cwd,
             env=BUFFERED | (env or {}),
             **more,
         )

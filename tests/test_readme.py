@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+FILES = {
+    match[1]: text
+    for kind, text in BLOCKS
+    if kind == "python" and (match := re.match(r"# (\w+\.py)\n", text))
+}
+"""Blocks that are files, and belong to each other."""
+PYTHON = [text for kind, text in BLOCKS if kind == "python" and text not in FILES.values()]
+TOML = [text for kind, text in BLOCKS if kind == "toml"]
 SHELL = [text for kind, text in BLOCKS if kind == "sh"]
 PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def test_every_block_is_run_here():
-    assert len(BLOCKS) == len(PYTHON) + len(SHELL)
-    assert len(SHELL) == 4
+    assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
+    assert FILES.keys() == {"upper.py", "ask.py"}
+    assert (len(SHELL), len(TOML)) == (6, 1)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -64,31 +73,59 @@ def test_tests_command():
     assert os.access(command, os.X_OK)
 
 
-def test_target_and_client(tmp_path: Path):
+@contextmanager
+def running(command: str, names: list[str], where: Path):
+    """A target while it serves devices of these names; it ends as asked."""
     target = subprocess.Popen(
-        ["bash", "-e", "-c", SHELL[2].replace("vof target", "exec vof target")],
-        cwd=tmp_path,
+        ["bash", "-e", "-c", command.replace("vof target", "exec vof target")],
+        cwd=where,
         env=PATH,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert target.stdout is not None
-        assert "disk0" in target.stdout.readline()
-        assert "rng0" in target.stdout.readline()
-        done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", SHELL[3]],
-            cwd=tmp_path,
-            env=PATH,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "hello, disk" in done.stdout
-        assert re.search(r"[0-9a-f]{32}$", done.stdout, re.MULTILINE)
+        for name in names:
+            assert name in target.stdout.readline()
+        yield
     finally:
         target.terminate()
         code = target.wait(15)
         target.stdout.close()
     assert code == 0
+
+
+def client(command: str, where: Path) -> str:
+    """What a command prints."""
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", command],
+        cwd=where,
+        env=PATH,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_target_and_client(tmp_path: Path):
+    with running(SHELL[2], ["disk0", "rng0"], tmp_path):
+        printed = client(SHELL[3], tmp_path)
+    assert "hello, disk" in printed
+    assert re.search(r"[0-9a-f]{32}$", printed, re.MULTILINE)
+
+
+def test_a_device_of_your_own(tmp_path: Path):
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    with running(SHELL[4], ["upper0"], tmp_path):
+        assert client(SHELL[5], tmp_path) == "HELLO, DEVICE!\n"
+    listen = f'listen = ["vof+unix://{tmp_path}/own.sock"]\n'
+    (tmp_path / "target.toml").write_text(listen + TOML[0])
+    with running("vof target --config target.toml", ["upper0"], tmp_path):
+        assert client(SHELL[5], tmp_path) == "HELLO, DEVICE!\n"
+
+
+def test_a_device_of_your_own_is_short():
+    assert len(FILES["upper.py"].splitlines()) <= 22

@@ -12,12 +12,17 @@ OPTIONS = {
     "mem": ("SIZE[,…]", "a disk in memory"),
     "rng": ("[…]", "a source of random bytes"),
     "net": ("LINK[,…]", "a network device: echo, tap=NAME, or socket=PATH,peer=PATH"),
+    "model": ("MODULE:CLASS[,…]", "a device of your own"),
 }
 """How each device is given on the command line, and what it is."""
 
 EPILOG = """DEVICE options take values by commas, by the keys of the configuration file:
   --blk disk.img,ro,queues=4,tvqn=disk0   --mem 64M   --rng tvqn=rng0
   --net echo   --net tap=tap0,mtu=9000   --net socket=ours.sock,peer=theirs.sock
+  --model upper:Upper,tvqn=upper0,mark=!
+
+The module of --model may lie in the current directory. What is no key of the file goes to the
+class, as text; a file has python_path and [device.options] for the two.
 
 Each device is announced on stdout by its URL, one a line, once the target serves.
 SIGTERM and SIGINT drain: requests in flight end first; a second signal cuts them.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The target: presents device models to initiators over the fabric."""
 
+from vof.target.devices.requests import RequestModel
 from vof.target.server import Export, Limits, Server
+from vof.virtio.model import DeviceModel
 
-__all__ = ["Export", "Limits", "Server"]
+__all__ = ["DeviceModel", "Export", "Limits", "RequestModel", "Server"]

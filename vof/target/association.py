@@ -23,6 +23,7 @@ from vof.protocol.target_stream import (
     TargetStream,
 )
 from vof.target.queue import FabricDeviceQueue
+from vof.target.seldom import Seldom
 from vof.target.tidy import Tidy
 from vof.transport.connection import Connection
 from vof.virtio.constants import (
@@ -37,6 +38,7 @@ from vof.virtio.model import DeviceModel
 from vof.virtio.status import next_status
 
 log = logging.getLogger("vof.target")
+seldom = Seldom(log)
 
 WORD = (1 << 64) - 1
 CONFIG_WIDTHS = (1, 2, 4, 8)
@@ -214,7 +216,7 @@ class Association:
             else:
                 status &= ~VIRTIO_CONFIG_S_FEATURES_OK  # the driver reads it back: refused
         self._status = status
-        self._model.status_changed(status)
+        self._tell_status(status)
         if fresh & VIRTIO_CONFIG_S_DRIVER_OK:
             self._live.set()
         return {}
@@ -224,8 +226,16 @@ class Association:
         self._status = self._features = self._model.features = 0
         self._live = trio.Event()
         self._sizes.clear()
-        self._model.status_changed(0)
+        self._tell_status(0)
         return {}
+
+    def _tell_status(self, status: int) -> None:
+        """Tell the model about the status; that it fails is no reason to keep anything."""
+        try:
+            self._model.status_changed(status)
+        except Exception as error:
+            what = "%s: the model's status_changed(%d) failed"
+            seldom.error((self.tvqn, "status"), what, self.tvqn, status, trace=error)
 
     async def _get_device_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
         select = fields["select"]
@@ -349,8 +359,14 @@ class Association:
                 if served.held:
                     await served.queue.hold(self._live)
                 await self._model.serve(index, served.queue)
-        except Exception:
-            log.exception("%s: the model failed on queue %d; it needs a reset", self.tvqn, index)
+        except Exception as error:
+            seldom.error(
+                (self.tvqn, index),
+                "%s: the model failed on queue %d; it needs a reset",
+                self.tvqn,
+                index,
+                trace=error,
+            )
             self._needs_reset()
         finally:
             served.queue.end()
@@ -377,8 +393,11 @@ class Association:
         """Stop everything. Not to be cancelled half way."""
         with trio.CancelScope(shield=True):
             await self.stop_queues()
-            self._model.status_changed(0)
-            self._model.close()
+            self._tell_status(0)
+            try:
+                self._model.close()
+            except Exception as error:
+                seldom.error(self.tvqn, "%s: the model's close() failed", self.tvqn, trace=error)
 
 
 Handler = Callable[[Association, Mapping[str, int]], Awaitable[dict[str, int]]]

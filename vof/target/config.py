@@ -7,6 +7,7 @@
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,20 @@ from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
 from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU, format_mac, parse_mac
 
 DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
+
+
+def _class(value: object) -> str:
+    text = _text(value)
+    module, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise ValueError
+    return text
+
+
+def _table_of(value: object) -> dict[str, object]:
+    if not isinstance(value, dict) or not all(map(str.isidentifier, value)):
+        raise ValueError
+    return dict(value)
 
 
 def _integer(value: object) -> int:
@@ -86,6 +101,8 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "switch": (_switch, "true or false"),
     "text": (_text, "text"),
     "path": (_text, "the path of a file"),
+    "class": (_class, "module:Class"),
+    "table": (_table_of, "a table of names and values"),
     "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
     "block": (_block, "a power of two"),
     "mac": (_mac, "an address of one station, such as 02:00:00:00:00:01"),
@@ -94,7 +111,7 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
 """How each kind of value is read, and how it is called in messages."""
 
 REQUIRED = object()
-EXAMPLES = {"path": '"disk.img"', "size": '"64M"', "switch": "true"}
+EXAMPLES = {"path": '"disk.img"', "size": '"64M"', "switch": "true", "class": '"module:Class"'}
 """What the documentation shows for a required or chosen key, by its kind."""
 
 
@@ -211,11 +228,20 @@ DEVICES: dict[str, dict[str, Key]] = {
         "mtu": Key("integer", DEFAULT_MTU, "largest packet in a frame", LEAST_MTU, MOST_MTU),
         "queue_size": Key("integer", 256, "largest size of each queue for frames", 1, 32768),
     },
+    "model": {
+        "class": Key("class", REQUIRED, "a DeviceModel of your own"),
+        "tvqn": Key("name", "", "name of the device"),
+        "python_path": Key("path", "", "directory to find the module in, after what is installed"),
+        "options": Key("table", {}, "keyword arguments of the class"),
+    },
 }
 """The keys of each type of device; "blk" and "mem" are both block devices."""
 
 CHOICES = {"net": (("tap",), ("socket", "peer"), ("echo",))}
 """Groups of keys, of which a device has exactly one; the last is shown in the documentation."""
+
+FREE = "options"
+"""The key that takes, on the command line, what is no other key of its device."""
 
 SHORT = {"ro": "read_only"}
 """Switches of the command line."""
@@ -292,7 +318,8 @@ def _named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
     for one in devices:
         name = one.tvqn
         if not name:
-            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(one.values.get("path", "")).stem)[:128]
+            source = one.values.get("path") or one.values.get("class", "").rpartition(":")[2]
+            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem)[:128]
             name = base = f"{one.type}/{stem}" if stem else one.type
             number = 1
             while name in taken:
@@ -306,11 +333,14 @@ def _named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
 def option(name: str, text: str) -> Device:
     """Read a device from a command line option: the first value, then ``key=value`` by commas.
 
+    The module of a model is also looked for in the current directory.
+
     Raises:
         ConfigError: it names the option and the key.
     """
-    first = next((key for key, row in DEVICES[name].items() if row.default is REQUIRED), None)
-    given: dict[str, object] = {}
+    keys = DEVICES[name]
+    first = next((key for key, row in keys.items() if row.default is REQUIRED), None)
+    given: dict[str, object] = {"python_path": os.curdir} if "python_path" in keys else {}
     for number, part in enumerate(filter(None, text.split(","))):
         key, equals, value = part.partition("=")
         if equals:
@@ -319,6 +349,8 @@ def option(name: str, text: str) -> Device:
             given[first] = part
         else:
             given[SHORT.get(part, part)] = True
+    if FREE in keys:
+        given[FREE] = {key: given.pop(key) for key in [*given] if key == FREE or key not in keys}
     return device(f"--{name}", "", name, given)
 
 
@@ -385,7 +417,7 @@ def describe() -> str:
         for name, key in keys.items():
             if key.default is REQUIRED or name in chosen:
                 value = EXAMPLES[key.kind]
-            elif isinstance(key.default, bool):
+            elif isinstance(key.default, bool | dict):
                 value = str(key.default).lower()
             else:
                 value = repr(key.default).replace("'", '"')

@@ -20,6 +20,7 @@ from vof.target.devices import (
     TapLink,
     links,
 )
+from vof.target.load import maker
 from vof.target.server import Export
 from vof.virtio.model import DeviceModel
 from vof.virtio.net import parse_mac
@@ -92,11 +93,16 @@ def station(name: str) -> bytes:
     return bytes((digest[0] & 0xFC | 2,)) + digest[1:6]  # locally administered, one station
 
 
+def _model(values: Mapping[str, Any]) -> Made:
+    return maker(values["class"], values["python_path"], values["options"]), None
+
+
 FACTORIES: dict[str, Callable[[Mapping[str, Any]], Made]] = {
     "blk": _blk,
     "mem": _mem,
     "rng": _rng,
     "net": _net,
+    "model": _model,
 }
 """How each type of ``config.DEVICES`` is opened, by its values and its ``tvqn``."""
 
@@ -112,7 +118,11 @@ def _probe_net(values: Mapping[str, Any]) -> None:
     links.probe(values["tap"], values["socket"])
 
 
-PROBES: dict[str, Callable[[Mapping[str, Any]], None]] = {"blk": _probe_disk, "net": _probe_net}
+PROBES: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "blk": _probe_disk,
+    "net": _probe_net,
+    "model": _model,
+}
 """How it is seen whether a device could be opened, for the types that may fail."""
 
 

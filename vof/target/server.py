@@ -21,11 +21,13 @@ from vof.protocol.dialects import Dialect, Opening
 from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
 from vof.target.association import Association, Refused
+from vof.target.seldom import Seldom
 from vof.target.tidy import Tidy
 from vof.transport import Connection, Listener
 from vof.virtio.model import DeviceModel
 
 log = logging.getLogger("vof.target")
+seldom = Seldom(log)
 
 PAUSE_S = 0.1
 
@@ -160,8 +162,9 @@ class Server:
                 await bound()
         except RemoteProtocolError as error:
             log.warning("%s: %s", connection.peer, error)
-        except Exception:
-            log.exception("%s: internal error; its connection ends", connection.peer)
+        except Exception as error:
+            what = "%s: internal error; its connection ends"
+            seldom.error(type(error), what, connection.peer, trace=error)
         finally:
             if connection.error is not None and isinstance(connection.error, RemoteProtocolError):
                 log.warning("%s: %s", connection.peer, connection.error)

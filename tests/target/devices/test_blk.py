@@ -400,7 +400,7 @@ def test_no_space(disk, caplog):
     assert answer(BlkModel(disk), chains) == [1, 1, 513]
     assert [written_data(chain)[1] for chain in chains] == [IOERR, IOERR, OK]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{disk.path}: write failed: No space left on device (said once)"
+        f"{disk.path}: write failed: No space left on device"
     ]
 
 

@@ -5,6 +5,7 @@ from vof.target.devices.backing import FileBacking, MemoryBacking
 from vof.target.devices.blk import BlkModel
 from vof.target.devices.links import Link, SocketLink, TapLink
 from vof.target.devices.net import NetModel
+from vof.target.devices.requests import RequestModel
 from vof.target.devices.rng import RngModel
 from vof.target.devices.watch import watch
 
@@ -14,6 +15,7 @@ __all__ = [
     "Link",
     "MemoryBacking",
     "NetModel",
+    "RequestModel",
     "RngModel",
     "SocketLink",
     "TapLink",

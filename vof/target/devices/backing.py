@@ -22,6 +22,7 @@ from vof.target.devices.libc import (
     in_memory,
 )
 from vof.target.devices.offload import Threads
+from vof.target.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class FileBacking:
         self.write_flags = NEVER if read_only else inline_flags
         self.threads = Threads(THREADS)
         self._subscribers: list[Callable[[], None]] = []
-        self._reported: set[tuple[str, int | None]] = set()
+        self._seldom = Seldom(log)
         self.refresh()
 
     def close(self) -> None:
@@ -185,11 +186,9 @@ class FileBacking:
         return False
 
     def report(self, what: str, error: OSError) -> None:
-        """Log a failure; each kind once. From any thread."""
-        kind = (what, error.errno)
-        if kind not in self._reported:
-            self._reported.add(kind)
-            log.error("%s: %s failed: %s (said once)", self.path, what, error.strerror or error)
+        """Log a failure; each kind once a second. From any thread."""
+        why = error.strerror or error
+        self._seldom.error((what, error.errno), "%s: %s failed: %s", self.path, what, why)
 
 
 class MemoryBacking(FileBacking):
