@@ -53,7 +53,6 @@ class TargetStream(ABC):
         messages: other commands that came and were not taken yet.
         inflight: how many requests were not pushed yet.
         paused: the parser waits for requests to end: call ``inbox.advance()`` when some did.
-        errors: how many commands were answered with an error.
         dialect: its name in the table of dialects.
         waits: requests wait for DRIVER_OK even when the driver never wrote the status.
     """
@@ -69,7 +68,6 @@ class TargetStream(ABC):
         self.messages: list[Message] = []
         self.inflight = 0
         self.paused = False
-        self.errors = 0
         self._request_bytes = request_bytes
         self._queue_bytes = queue_bytes
         self._queue_size = -1  # not bound yet
@@ -110,8 +108,12 @@ class TargetStream(ABC):
         """Queue the completion of any other command."""
 
     @abstractmethod
-    def notice(self, ident: int, **fields: int) -> None:
-        """Queue a completion that no command asked for: ``v5.ID_CONFIG_CHANGE`` and the like."""
+    def notice(self, ident: int, **fields: int) -> bool:
+        """Queue a completion that no command asked for: ``v5.ID_CONFIG_CHANGE`` and the like.
+
+        Returns:
+            Whether the driver must look before it is told again.
+        """
 
     # -- in -----------------------------------------------------------------------------------
 

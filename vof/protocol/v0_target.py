@@ -212,20 +212,22 @@ class V0Target(TargetStream):
         value = fields.get(row.completion.names[-1], 0) if row else 0
         if message.opcode == v5.GET_VQ_SIZE and value:
             value = 1 << value.bit_length() - 1  # a ring's size is a power of two
+        if message.fields.get("device_instance_id", v5.NEW_INSTANCE) != v5.NEW_INSTANCE:
+            value = 0  # only a control queue is told
         self._complete(v0.ERRNO[status], message.command_id, value=value)
 
-    def notice(self, ident: int, **fields: int) -> None:
-        """Answer GET_CONFIG_CHANGED, or the next one; there is no other notice."""
+    def notice(self, ident: int, **fields: int) -> bool:
+        """Answer GET_CONFIG_CHANGED, or the next one: to ask again is to have looked."""
         if ident != v5.ID_CONFIG_CHANGE:
-            return
+            return False
         self._changed = None if self._waiting else fields["generation"]
         for command_id in self._waiting:
             self._complete(v0.OK, command_id, value=fields["generation"])
         self._waiting.clear()
+        return False
 
     def _complete(self, status: int, command_id: int, ndesc: int = 0, value: int = 0) -> None:
         self._cut()
-        self.errors += status != v0.OK
         self.outbox.tail += COMPLETION.pack(status, command_id, ndesc, value)
 
     def _refuse(self, command_id: int, status: int, back: bytearray) -> None:

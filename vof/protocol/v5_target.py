@@ -175,13 +175,13 @@ class V5Target(TargetStream):
         row = v5.COMMANDS.get(message.opcode)
         self._complete(row.completion if row else v5.COMPLETION, message.command_id, status, fields)
 
-    def notice(self, ident: int, **fields: int) -> None:
+    def notice(self, ident: int, **fields: int) -> bool:
         """Queue a notice."""
         self._complete(NOTICES[ident], ident, v5.OK, fields)
+        return True
 
     def _complete(
         self, layout: Layout, command_id: int, status: int, fields: Mapping[str, int] = NO_FIELDS
     ) -> None:
         self._cut()
-        self.errors += status != v5.OK
         self.outbox.tail += layout.encode({"status": status, "command_id": command_id, **fields})
