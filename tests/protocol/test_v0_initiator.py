@@ -127,7 +127,7 @@ def test_what_no_target_says(answer, reason):
     assert not stream.used
 
 
-@pytest.mark.parametrize(("status", "code"), [(22, v5.ENOCMD), (95, v5.ENOCMD), (5, v5.ENODEV)])
+@pytest.mark.parametrize(("status", "code"), [(22, v5.EOUTVQBUF), (95, v5.ENOCMD), (5, v5.ENODEV)])
 def test_a_refused_request_is_read_to_its_end(status, code):
     stream = queue()
     stream.add([b"?", bytearray(4)], 1, "token", None)

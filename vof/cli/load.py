@@ -23,7 +23,7 @@ from vof.errors import DeviceError, InvalidArgument, VofError
 from vof.initiator.drivers import Blk, Rng
 from vof.transport import polling
 from vof.virtio.blk import REQUEST, SECTOR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
-from vof.virtio.constants import VIRTIO_ID_BLOCK, VIRTIO_ID_RNG
+from vof.virtio.constants import VIRTIO_F_VERSION_1, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG, bit
 from vof.virtio.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ class Result(NamedTuple):
         return self.requests / self.seconds
 
 
+_FREE = bit(VIRTIO_F_VERSION_1)
+"""With this feature, how a request is cut into buffers carries no meaning."""
+
+
 class _Tally:
     """Counts of all queues, and when to stop; made when everything is set up."""
 
@@ -122,7 +126,8 @@ class _Slot:
     """One request in the making: its buffers, and when it was sent.
 
     Attributes:
-        read: buffers of a read, as ``add_sgs`` takes them: header if there is one, answer.
+        read: buffers of a read, as ``add_sgs`` takes them: header if there is one, answer, which
+            is in one piece unless framing carries meaning to the device.
         write: buffers of a write: header, data, status.
         status: the last byte of the answer, for both.
         sent: nanoseconds.
@@ -130,10 +135,12 @@ class _Slot:
 
     __slots__ = ("read", "sent", "status", "write")
 
-    def __init__(self, size: int, data: bytes | None) -> None:
+    def __init__(self, size: int, data: bytes | None, framed: bool = False) -> None:
         answer = memoryview(bytearray(size + (data is not None)))
         self.status = answer[-1:]
         self.read: list[Buffer] = [answer] if data is None else [b"", answer]
+        if framed:
+            self.read[1:] = [answer[:-1], self.status]
         self.write: list[Buffer] = [b"", data or b"", self.status]
         self.sent = 0
 
@@ -154,15 +161,17 @@ def _headers(job: Job, capacity: int) -> Headers:
     return map(REQUEST.pack, cycle(kinds), repeat(0), front_to_back)
 
 
-async def _drive(vq: Virtqueue, job: Job, headers: Headers | None, tally: _Tally) -> None:
+async def _drive(
+    vq: Virtqueue, job: Job, headers: Headers | None, framed: bool, tally: _Tally
+) -> None:
     """Keep ``depth`` requests in flight on one queue until it is time to stop.
 
-    Without headers, a request is for random bytes.
+    Without headers, a request is for random bytes. See ``_Slot`` for ``framed``.
     """
     add, get_buf, latency = vq.add_sgs, vq.get_buf, tally.latency.add
     header = None if headers is None else headers.__next__
     data = None if headers is None else random.randbytes(job.size if job.reads < 100 else 0)
-    slots = [_Slot(job.size, data) for _ in range(min(job.depth, tally.left))]
+    slots = [_Slot(job.size, data, framed) for _ in range(min(job.depth, tally.left))]
     inflight = 0
     while True:
         now = perf_counter_ns()
@@ -172,7 +181,7 @@ async def _drive(vq: Virtqueue, job: Job, headers: Headers | None, tally: _Tally
                 add(slot.read, 0, 1, slot)
             elif (head := header())[0] == VIRTIO_BLK_T_IN:
                 slot.read[0] = head
-                add(slot.read, 1, 1, slot)
+                add(slot.read, 1, 1 + framed, slot)
             else:
                 slot.write[0] = head
                 add(slot.write, 2, 1, slot)
@@ -288,6 +297,8 @@ async def measure(url: str, job: Job) -> Result:
                 task = partial(_await, driver, job, headers or iter(()), tally)
                 loads += [task] * (job.depth * job.queues)
             else:
-                loads += [partial(_drive, vq, job, headers, tally) for vq in driver.device.vqs]
+                framed = headers is not None and not driver.device.features & _FREE
+                vqs = driver.device.vqs
+                loads += [partial(_drive, vq, job, headers, framed, tally) for vq in vqs]
         await _together(loads, job.seconds)
         return tally.result()

@@ -101,6 +101,7 @@ INVALID: dict[int, int] = {
     GET_QUEUE_SIZE: v5.EQUEUEQUOT,
     GET_CONFIG: v5.ECONFOFF,
     SET_CONFIG: v5.ECONFOFF,
+    VRING: v5.EOUTVQBUF,
 }
 """What EINVAL is there, by command."""
 
