@@ -62,7 +62,7 @@ async def test_initiator_stops_after_any_byte_of_control(end):
             await peer.send(script[:cut])
             await end(peer)
         with trio.fail_after(10):
-            while len(target.server.associations) > 1 or len(target.server._connections) > 1:
+            while len(target.server.associations) > 1 or len(target.server.connections) > 1:
                 await trio.lowlevel.checkpoint()
         assert (await innocent.ask(v5.GET_DEVICE_ID))["device_id"] == 42
 
@@ -81,7 +81,7 @@ async def test_initiator_stops_after_any_byte_of_a_virtqueue(end):
             await peer.send(script[:cut])
             await end(peer)
             with trio.fail_after(10):
-                while len(target.server._connections) > 1:
+                while len(target.server.connections) > 1:
                     await trio.lowlevel.checkpoint()
             assert (await control.ask(v5.GET_STATUS))["device_status"] == 15
 

@@ -111,7 +111,7 @@ async def test_innocent_beside_hostile(script: bytes):
             peer.stream.socket.close()
         await target.gone()
         with trio.fail_after(5):
-            while target.server._connections:
+            while target.server.connections:
                 await trio.lowlevel.checkpoint()
 
 

@@ -37,7 +37,7 @@ async def test_connect_and_disconnect(polite: bool):
         async def settled() -> tuple[int, int]:
             await target.gone()
             with trio.fail_after(5):
-                while target.server._connections:
+                while target.server.connections:
                     await trio.lowlevel.checkpoint()
             for _ in range(5):
                 await trio.lowlevel.checkpoint()

@@ -52,7 +52,7 @@ async def test_a_refusal_says_why():
                     pass
             assert refused.value.status == v5.ENOTGT
         with trio.fail_after(5):
-            while target.server._connections:
+            while target.server.connections:
                 await trio.lowlevel.checkpoint()
 
 

@@ -131,7 +131,7 @@ async def test_too_many_queues_connect_none():
             with pytest.raises(NotSupported, match="2 queues, not 3"):
                 await device.find_vqs([Q, Q, Q])
             assert device.vqs == []
-            assert len(target.server._connections) == 1
+            assert len(target.server.connections) == 1
 
 
 OK = {"device_instance_id": 5}

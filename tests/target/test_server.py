@@ -267,7 +267,7 @@ async def test_the_end_of_the_server_ends_everything():
         target.nursery.cancel_scope.cancel()
     assert model.closed
     assert not target.server.associations
-    assert not target.server._connections
+    assert not target.server.connections
 
 
 async def test_a_refused_peer_may_take_its_time_but_not_for_ever():

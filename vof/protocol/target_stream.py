@@ -53,6 +53,7 @@ class TargetStream(ABC):
         messages: other commands that came and were not taken yet.
         inflight: how many requests were not pushed yet.
         paused: the parser waits for requests to end: call ``inbox.advance()`` when some did.
+        errors: how many commands were answered with an error.
         dialect: its name in the table of dialects.
         waits: requests wait for DRIVER_OK even when the driver never wrote the status.
     """
@@ -68,6 +69,7 @@ class TargetStream(ABC):
         self.messages: list[Message] = []
         self.inflight = 0
         self.paused = False
+        self.errors = 0
         self._request_bytes = request_bytes
         self._queue_bytes = queue_bytes
         self._queue_size = -1  # not bound yet

@@ -228,6 +228,7 @@ class V0Target(TargetStream):
 
     def _complete(self, status: int, command_id: int, ndesc: int = 0, value: int = 0) -> None:
         self._cut()
+        self.errors += status != v0.OK
         self.outbox.tail += COMPLETION.pack(status, command_id, ndesc, value)
 
     def _refuse(self, command_id: int, status: int, back: bytearray) -> None:

@@ -166,6 +166,11 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def status_name(status: int) -> str:
+    """Return the name of a status code, or its number where it has none."""
+    return STATUS[status][0] if status in STATUS else f"0x{status:04x}"
+
+
 def status_text(status: int) -> str:
     """Return a status code with its meaning."""
     name, meaning = STATUS.get(status, (f"0x{status:04x}", "unknown status code"))

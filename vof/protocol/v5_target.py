@@ -184,4 +184,5 @@ class V5Target(TargetStream):
         self, layout: Layout, command_id: int, status: int, fields: Mapping[str, int] = NO_FIELDS
     ) -> None:
         self._cut()
+        self.errors += status != v5.OK
         self.outbox.tail += layout.encode({"status": status, "command_id": command_id, **fields})

@@ -9,6 +9,7 @@ before can still land.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic
 
 import trio
 
@@ -64,6 +65,7 @@ class Served:
 
     Attributes:
         queue: what the model sees.
+        size: requests that it may have in flight.
         held: its requests wait for DRIVER_OK.
         scope: cancelled to stop serving.
         finished: set when nothing serves the queue any more.
@@ -71,12 +73,14 @@ class Served:
 
     def __init__(
         self,
+        size: int,
         connection: Connection,
         stream: TargetStream,
         session: Session,
         command: Command,
         tidy: Tidy,
     ) -> None:
+        self.size = size
         self.scope = trio.CancelScope()
         self.finished = trio.Event()
         self.held = True
@@ -99,6 +103,9 @@ class Association:
         ivqn: the initiator's name.
         peer: where its control queue comes from.
         queues: the connected virtqueues by index.
+        requests: that virtqueues took which have ended.
+        since: when it began, on the monotonic clock.
+        gone: set when nothing of it is left.
     """
 
     def __init__(
@@ -115,6 +122,9 @@ class Association:
         self.ivqn = ivqn
         self.peer = connection.peer
         self.queues: dict[int, Served] = {}
+        self.requests = 0
+        self.since = monotonic()
+        self.gone = trio.Event()
         self._model = model
         self._connection = connection
         self._tidy = tidy
@@ -130,6 +140,31 @@ class Association:
         self._changed = False
         self._live = trio.Event()
         model.config_changed = self.config_changed
+
+    @property
+    def status(self) -> int:
+        """The device status byte."""
+        return self._status
+
+    @property
+    def features(self) -> int:
+        """What was negotiated, or is being."""
+        return self._features
+
+    @property
+    def dialect(self) -> str:
+        """What the initiator speaks."""
+        return self._stream.dialect
+
+    def where(self, index: int) -> str:
+        """Say for what the requests of a virtqueue wait.
+
+        Returns:
+            "driver": for DRIVER_OK; "data": for something to receive; "device": to be done.
+        """
+        if self.queues[index].held and not self._live.is_set():
+            return "driver"
+        return "data" if index in self._model.held_queues else "device"
 
     # -- control queue ------------------------------------------------------------------------
 
@@ -344,7 +379,7 @@ class Association:
         if index in self.queues:
             raise Refused(v5.EQUEUEBUSY)
         stream.bind(size, self._model.pool, self._model.failure)
-        served = Served(connection, stream, session, self.answer, self._tidy)
+        served = Served(size, connection, stream, session, self.answer, self._tidy)
         served.held = stream.waits or self._touched
         self.queues[index] = served
         return served
@@ -367,6 +402,7 @@ class Association:
             self._needs_reset()
         finally:
             served.queue.end()
+            self.requests += served.queue.requests
             del self.queues[index]
             served.finished.set()
 
@@ -376,11 +412,12 @@ class Association:
             await served.stop()
 
     async def drain(self) -> None:
-        """Take no more requests, and wait until none is in flight that the model does not hold."""
-        for index, served in list(self.queues.items()):
+        """Take no more requests, and wait until the device has done those in flight."""
+        for served in self.queues.values():
             served.queue.quiesce()
-            if index not in self._model.held_queues:
-                await served.queue.idle()
+        at_work = [one.queue for index, one in self.queues.items() if self.where(index) == "device"]
+        for queue in at_work:
+            await queue.idle()
 
     def end(self) -> None:
         """Close the control queue: the association ends by itself then."""

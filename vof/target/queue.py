@@ -7,6 +7,8 @@ between.
 
 from collections.abc import Awaitable, Callable, Sequence
 from select import EPOLLIN
+from time import monotonic
+from typing import NamedTuple
 
 import trio
 
@@ -18,10 +20,46 @@ from vof.transport.connection import Connection
 from vof.virtio.model import Chain
 
 MOST_UNSENT = 1024 * 1024
+FEW = 64
+
+
+class Facts(NamedTuple):
+    """How a queue is at one moment.
+
+    Attributes:
+        in_flight: requests that came and were not completed.
+        oldest_seconds: since the oldest of them came, or None where there is none.
+        waits: for what: see ``Association.where``; "peer" where that takes no completions, so
+            that nothing goes on; "" where nothing waits.
+        paused: a limit keeps it from reading more.
+        unsent_bytes: of completions.
+        stuck_seconds: since the peer takes nothing of them, or None.
+        requests: that came, in all.
+        errors: commands that were answered with an error.
+        bytes_in: on the connection.
+        bytes_out: on the connection.
+    """
+
+    in_flight: int
+    oldest_seconds: float | None
+    waits: str
+    paused: bool
+    unsent_bytes: int
+    stuck_seconds: float | None
+    requests: int
+    errors: int
+    bytes_in: int
+    bytes_out: int
 
 
 class FabricDeviceQueue:
     """Implements ``DeviceQueue``; made by the association for one connected virtqueue.
+
+    The age of the oldest request in flight costs one comparison a batch as long as the model
+    answers each batch before it takes the next. Only when batches overlap are the later ones
+    kept, until they are done; whatever of those in flight is not among them came with the first.
+    A request's time is when its bytes were taken from the socket: of one that came in parts, the
+    last part's; of one that was held for DRIVER_OK, the last that came before.
 
     Attributes:
         requests: how many chains were received.
@@ -39,6 +77,9 @@ class FabricDeviceQueue:
     ) -> None:
         self.requests = 0
         self.trimmed = True
+        self._since = 0.0
+        self._later: list[tuple[float, Sequence[Chain]]] = []
+        self._kept = 0
         self._connection = connection
         self._spin = connection.spin
         self._stream = stream
@@ -75,10 +116,60 @@ class FabricDeviceQueue:
             await self._end()
         chains = stream.chains
         stream.chains = []
-        self.requests += len(chains)
+        count = len(chains)
+        self.requests += count
+        if count == stream.inflight:
+            self._since = connection.heard
+            if self._kept:
+                self._forget()
+        else:
+            self._keep_later(chains)
         if self.trimmed:
             self._touch(self)
         return chains
+
+    def _keep_later(self, chains: Sequence[Chain]) -> None:
+        """Note a batch that came while others are in flight. A chain that was pushed has no token.
+
+        What is done is dropped before it is half of what is kept.
+        """
+        self._later.append((self._connection.heard, chains))
+        self._kept += len(chains)
+        if self._kept > 2 * self._stream.inflight + FEW:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop all chains that are done."""
+        rest = [
+            (came, [chain for chain in batch if chain.token is not None])
+            for came, batch in self._later
+        ]
+        self._later = [row for row in rest if row[1]]
+        self._kept = sum(len(batch) for _, batch in self._later)
+
+    def facts(self, where: str) -> Facts:
+        """Return how it is now; ``where``: for what its requests wait."""
+        connection, stream, now = self._connection, self._stream, monotonic()
+        blocked, in_flight = connection.blocked, stream.inflight
+        self._forget()
+        if not in_flight:
+            came = None
+        elif in_flight > self._kept + len(stream.chains):
+            came = self._since
+        else:
+            came = self._later[0][0] if self._later else connection.heard
+        return Facts(
+            in_flight,
+            None if came is None else now - came,
+            "peer" if blocked else where if in_flight else "",
+            stream.paused and not stream.messages,
+            stream.outbox.pending(),
+            now - connection.stuck if blocked else None,
+            self.requests,
+            stream.errors,
+            connection.bytes_in,
+            connection.bytes_out,
+        )
 
     def flush(self) -> None:
         """Send what was pushed."""
@@ -202,5 +293,6 @@ class FabricDeviceQueue:
 
     def trim(self) -> None:
         """Let go of memory that holds nothing."""
+        self._forget()
         self._stream.trim()
         self.trimmed = True

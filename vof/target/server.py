@@ -7,6 +7,7 @@ neither end the server nor touch another peer.
 
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,20 +70,52 @@ class Export(NamedTuple):
     make: Callable[[], DeviceModel]
 
 
+class Ended:
+    """What those that are gone have done, in all.
+
+    Attributes:
+        connections: how many there were.
+        requests: that virtqueues took.
+        errors: commands that were answered with an error.
+        bytes_in: that came.
+        bytes_out: that went.
+    """
+
+    def __init__(self) -> None:
+        self.connections = self.requests = self.errors = self.bytes_in = self.bytes_out = 0
+
+    def add(self, connection: Connection, stream: TargetStream | None) -> None:
+        """Add a connection that ended."""
+        self.connections += 1
+        self.errors += stream.errors if stream else 0
+        self.bytes_in += connection.bytes_in
+        self.bytes_out += connection.bytes_out
+
+
 class Server:
     """Serves exports on listeners.
 
     Attributes:
         associations: the live ones, by device instance id.
+        exports: what is served, by tvqn.
+        limits: in force; others take effect for what comes next.
+        draining: tvqns of devices that are being removed.
+        listeners: where connections are accepted, and what ends that.
+        connections: the open ones, and the stream on each, once its dialect is known.
+        refusals: how often something was refused, by the reason.
+        ended: what ended connections and virtqueues have done.
     """
 
     def __init__(self, exports: Mapping[str, Export], limits: Limits | None = None) -> None:
         self.associations: dict[int, Association] = {}
-        self._exports = exports
-        self._limits = limits or Limits()
-        self._connections: set[Connection] = set()
-        self._listeners: Sequence[Listener] = ()
-        self._accepting = trio.CancelScope()
+        self.exports = dict(exports)
+        self.limits = limits or Limits()
+        self.draining: set[str] = set()
+        self.listeners: dict[Listener, trio.CancelScope] = {}
+        self.connections: dict[Connection, TargetStream | None] = {}
+        self.refusals: Counter[str] = Counter()
+        self.ended = Ended()
+        self._nursery: trio.Nursery
         self._tidy = Tidy()
 
     async def serve(
@@ -91,18 +124,65 @@ class Server:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serve until cancelled; the listeners are closed then. Suspends."""
-        self._listeners = listeners
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tidy.run)
-                with self._accepting:
-                    async with trio.open_nursery() as accepting:
-                        for listener in listeners:
-                            accepting.start_soon(self._accept, listener, nursery)
-                        task_status.started()
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._tidy.run)
+                for listener in listeners:
+                    self.listen(listener)
+                task_status.started()
                 await trio.sleep_forever()
         finally:
-            self._close_listeners()
+            for listener in list(self.listeners):
+                self.unlisten(listener)
+
+    # -- changes while it serves ----------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> None:
+        """Accept connections from one more place; the listener is the server's from here on."""
+        scope = self.listeners[listener] = trio.CancelScope()
+        self._nursery.start_soon(self._accept, listener, scope)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Close a listener. Connections that came through it stay."""
+        self.listeners.pop(listener).cancel()
+        listener.close()
+
+    def add(self, export: Export) -> None:
+        """Serve one more device, under a tvqn that is not in use."""
+        self.exports[export.tvqn] = export
+
+    async def remove(self, tvqn: str, seconds: float) -> bool:
+        """Serve a device no more: let its requests end, then end its associations. Suspends.
+
+        New initiators find no such device at once. What is behind the device may be closed when
+        this returns. Raises KeyError for a device that is not served.
+
+        Args:
+            tvqn: its name.
+            seconds: for requests in flight; then they are cut. Threads of a model that work for
+                one are waited for even then.
+
+        Returns:
+            Whether everything ended in time.
+        """
+        del self.exports[tvqn]
+        self.draining.add(tvqn)
+        try:
+            mine = [one for one in self.associations.values() if one.tvqn == tvqn]
+            in_time = await self._drain(mine, seconds)
+            for one in mine:
+                await one.gone.wait()
+        finally:
+            self.draining.discard(tvqn)
+        return in_time
+
+    def disconnect(self, who: int | str) -> list[int]:
+        """End associations at once: that of an id, or all of an ivqn. Returns their ids."""
+        found = [one for one in self.associations.values() if who in (one.ident, one.ivqn)]
+        for one in found:
+            log.info("%s: %r (%d) is disconnected on request", one.tvqn, one.ivqn, one.ident)
+            one.end()
+        return [one.ident for one in found]
 
     async def drain(self, seconds: float) -> bool:
         """Accept nothing more, let in-flight requests end, then end all associations. Suspends.
@@ -110,21 +190,25 @@ class Server:
         Returns:
             Whether everything ended in time.
         """
-        self._accepting.cancel()
-        self._close_listeners()
+        for listener in list(self.listeners):
+            self.unlisten(listener)
+        return await self._drain(list(self.associations.values()), seconds)
+
+    async def _drain(self, associations: Sequence[Association], seconds: float) -> bool:
         with trio.move_on_after(seconds) as scope:
             async with trio.open_nursery() as nursery:
-                for association in self.associations.values():
+                for association in associations:
                     nursery.start_soon(association.drain)
-        for association in list(self.associations.values()):
+        for association in associations:
             association.end()
         return not scope.cancelled_caught
 
-    def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.close()
+    async def _accept(self, listener: Listener, scope: trio.CancelScope) -> None:
+        with scope:
+            await trio.lowlevel.checkpoint_if_cancelled()  # it may be closed already
+            await self._accept_all(listener)
 
-    async def _accept(self, listener: Listener, nursery: trio.Nursery) -> None:
+    async def _accept_all(self, listener: Listener) -> None:
         while True:
             try:
                 connection = await listener.accept()
@@ -132,61 +216,61 @@ class Server:
                 log.warning("%s: cannot accept: %s", listener.url, error)
                 await trio.sleep(PAUSE_S)
                 continue
-            if len(self._connections) >= self._limits.connections:
+            if len(self.connections) >= self.limits.connections:
                 log.warning(
                     "%s: refused a connection: limits.connections is %d",
                     connection.peer,
-                    self._limits.connections,
+                    self.limits.connections,
                 )
+                self.refusals["limits.connections"] += 1
                 connection.close()
                 continue
-            self._connections.add(connection)
-            nursery.start_soon(self._connection, connection, listener.url.named_dialect, nursery)
+            self.connections[connection] = None
+            self._nursery.start_soon(self._connection, connection, listener.url.named_dialect)
 
     # -- one connection -----------------------------------------------------------------------
 
-    async def _connection(
-        self, connection: Connection, dialect: Dialect | None, nursery: trio.Nursery
-    ) -> None:
+    async def _connection(self, connection: Connection, dialect: Dialect | None) -> None:
         """Serve one connection from CONNECT to its end."""
         session = Session()
         try:
             bound = None
-            with trio.move_on_after(self._limits.connect_seconds) as scope:
-                stream = await self._open(connection, dialect, nursery)
+            with trio.move_on_after(self.limits.connect_seconds) as scope:
+                stream = await self._open(connection, dialect)
                 if stream is not None:
                     bound = await self._connect(connection, stream, session)
             if scope.cancelled_caught:
+                self.refusals["limits.connect_seconds"] += 1
                 log.info("%s: no CONNECT in time", connection.peer)
             elif bound is not None:
                 await bound()
         except RemoteProtocolError as error:
-            log.warning("%s: %s", connection.peer, error)
+            connection.fail(error)
         except Exception as error:
             what = "%s: internal error; its connection ends"
             seldom.error(type(error), what, connection.peer, trace=error)
         finally:
-            if connection.error is not None and isinstance(connection.error, RemoteProtocolError):
+            if isinstance(connection.error, RemoteProtocolError):
+                self.refusals["protocol"] += 1
                 log.warning("%s: %s", connection.peer, connection.error)
             session.received(Event.LOST)
             connection.close()
-            self._connections.discard(connection)
+            self.ended.add(connection, self.connections.pop(connection))
 
-    async def _open(
-        self, connection: Connection, dialect: Dialect | None, nursery: trio.Nursery
-    ) -> TargetStream | None:
+    async def _open(self, connection: Connection, dialect: Dialect | None) -> TargetStream | None:
         """Return a connection's stream, of the dialect that its first bytes show if need be."""
         opening = Opening()
-        connection.attach(opening, nursery)
+        connection.attach(opening, self._nursery)
         while dialect is None:
             if connection.error is not None:
                 return None
             await connection.wait()
             connection.receive()
             dialect = opening.dialect
-        limits = self._limits
+        limits = self.limits
         stream = dialect.target(limits.request_bytes, limits.queue_bytes, opening.inbox)
-        connection.attach(stream, nursery)
+        self.connections[connection] = stream
+        connection.attach(stream, self._nursery)
         stream.inbox.advance()
         return stream
 
@@ -209,6 +293,7 @@ class Server:
                 bound, ident = self._bind(message, connection, stream, session)
             except Refused as refusal:
                 status = refusal.status
+                self.refusals[v5.status_name(status)] += 1
                 log.info("%s: CONNECT refused: %s", connection.peer, refusal)
             stream.answer(message, status, device_instance_id=ident)
             session.sent(Event.ACCEPTED if bound else Event.REFUSED)
@@ -241,15 +326,15 @@ class Server:
 
     def _create(self, ivqn: str, tvqn: str, size: int, connection: Connection) -> Association:
         """Make an association. Raises Refused."""
-        export = self._exports.get(tvqn)
+        export = self.exports.get(tvqn)
         if not ivqn:
             raise Refused(v5.EBADVQN)
         if export is None:
             raise Refused(v5.ENOTGT)
         if size > v5.CONTROL_QUEUE_SIZE:
             raise Refused(v5.EQSIZEQUOT)
-        if len(self.associations) >= self._limits.associations:
-            log.warning("limits.associations is %d: refused one more", self._limits.associations)
+        if len(self.associations) >= self.limits.associations:
+            log.warning("limits.associations is %d: refused one more", self.limits.associations)
             raise Refused(v5.ENODEV)
         try:
             model = export.make()
@@ -269,10 +354,12 @@ class Server:
     ) -> None:
         """Serve a control queue; its end is the association's end."""
         try:
-            await association.control(stream, session, self._limits.keepalive_seconds)
+            await association.control(stream, session, self.limits.keepalive_seconds)
         finally:
             await association.destroy()
             del self.associations[association.ident]
+            association.gone.set()
+            self.ended.requests += association.requests
             log.info("%s: %r (%d) gone", association.tvqn, association.ivqn, association.ident)
 
 

@@ -47,6 +47,9 @@ class Connection:
         heard: when bytes came last, on the monotonic clock, in seconds.
         spin: looks for input without sleeping.
         dry: the last ``receive`` took everything.
+        bytes_in: bytes that came.
+        bytes_out: bytes that the system took.
+        stuck: while ``blocked``: since when the peer takes nothing, like ``heard``.
     """
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
@@ -55,6 +58,8 @@ class Connection:
         self.error: VofError | None = None
         self.heard = monotonic()
         self.dry = True
+        self.bytes_in = self.bytes_out = 0
+        self.stuck = 0.0
         self._sock = sock
         self._send = sock.send
         self._recv_into = sock.recv_into
@@ -90,12 +95,14 @@ class Connection:
         except OSError as error:
             self.fail(error)
             return
+        self.bytes_out += sent
         if len(pieces) == 1 and sent == len(pieces[0]):
             pieces.clear()
         else:
             self._stream.outbox.sent(sent)
             if pieces:
                 self._blocked = trio.Event()
+                self.stuck = monotonic()
                 self._nursery.start_soon(self._send_rest, self._blocked)
                 return
         self._stream.all_sent()
@@ -107,12 +114,16 @@ class Connection:
             self.spin.watch(EPOLLOUT, True)
             while pieces := self._seal():
                 try:
-                    outbox.sent(self._sock.sendmsg(pieces[:IOV_MAX]))
+                    sent = self._sock.sendmsg(pieces[:IOV_MAX])
                 except BlockingIOError:
                     try:
                         await trio.lowlevel.wait_writable(self._sock)
                     except trio.ClosedResourceError:
                         pass  # interrupted; a closed socket says so at the next call
+                else:
+                    outbox.sent(sent)
+                    self.bytes_out += sent
+                    self.stuck = monotonic()
             self.spin.watch(EPOLLOUT, False)
             self._stream.all_sent()
         except OSError as error:
@@ -165,6 +176,7 @@ class Connection:
             self.fail(None)
             return False
         self.heard = monotonic()
+        self.bytes_in += count
         inbox.received(count)
         return True
 

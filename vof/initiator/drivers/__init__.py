@@ -2,6 +2,7 @@
 """Drivers over any ``VirtioDevice``."""
 
 from vof.initiator.drivers.blk import Blk
+from vof.initiator.drivers.net import Net
 from vof.initiator.drivers.rng import Rng
 
-__all__ = ["Blk", "Rng"]
+__all__ = ["Blk", "Net", "Rng"]
