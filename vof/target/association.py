@@ -23,7 +23,7 @@ from vof.protocol.target_stream import (
     Message,
     TargetStream,
 )
-from vof.target.queue import FabricDeviceQueue
+from vof.target.queue import Served
 from vof.target.seldom import Seldom
 from vof.target.tidy import Tidy
 from vof.transport.connection import Connection
@@ -55,43 +55,6 @@ class Refused(VofError):
     def __init__(self, status: int) -> None:
         super().__init__(v5.status_text(status))
         self.status = status
-
-
-Command = Callable[[Message, TargetStream], Awaitable[None]]
-
-
-class Served:
-    """A connected virtqueue.
-
-    Attributes:
-        queue: what the model sees.
-        size: requests that it may have in flight.
-        held: its requests wait for DRIVER_OK.
-        scope: cancelled to stop serving.
-        finished: set when nothing serves the queue any more.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        connection: Connection,
-        stream: TargetStream,
-        session: Session,
-        command: Command,
-        tidy: Tidy,
-    ) -> None:
-        self.size = size
-        self.scope = trio.CancelScope()
-        self.finished = trio.Event()
-        self.held = True
-        self.queue = FabricDeviceQueue(
-            connection, stream, session, command, self.scope.cancel, tidy.touch
-        )
-
-    async def stop(self) -> None:
-        """End it and wait until it ended."""
-        self.scope.cancel()
-        await self.finished.wait()
 
 
 class Association:
@@ -379,7 +342,7 @@ class Association:
         if index in self.queues:
             raise Refused(v5.EQUEUEBUSY)
         stream.bind(size, self._model.pool, self._model.failure)
-        served = Served(size, connection, stream, session, self.answer, self._tidy)
+        served = Served(size, connection, stream, session, self.answer, self._tidy.touch)
         served.held = stream.waits or self._touched
         self.queues[index] = served
         return served

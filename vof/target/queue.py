@@ -23,6 +23,9 @@ MOST_UNSENT = 1024 * 1024
 FEW = 64
 
 
+Command = Callable[[Message, TargetStream], Awaitable[None]]
+
+
 class Facts(NamedTuple):
     """How a queue is at one moment.
 
@@ -71,7 +74,7 @@ class FabricDeviceQueue:
         connection: Connection,
         stream: TargetStream,
         session: Session,
-        command: Callable[[Message, TargetStream], Awaitable[None]],
+        command: Command,
         ended: Callable[[], None],
         touch: "Callable[[FabricDeviceQueue], None]",
     ) -> None:
@@ -296,3 +299,37 @@ class FabricDeviceQueue:
         self._forget()
         self._stream.trim()
         self.trimmed = True
+
+
+class Served:
+    """A connected virtqueue.
+
+    Attributes:
+        queue: what the model sees.
+        size: requests that it may have in flight.
+        held: its requests wait for DRIVER_OK.
+        scope: cancelled to stop serving.
+        finished: set when nothing serves the queue any more.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        connection: Connection,
+        stream: TargetStream,
+        session: Session,
+        command: Command,
+        touch: "Callable[[FabricDeviceQueue], None]",
+    ) -> None:
+        self.size = size
+        self.scope = trio.CancelScope()
+        self.finished = trio.Event()
+        self.held = True
+        self.queue = FabricDeviceQueue(
+            connection, stream, session, command, self.scope.cancel, touch
+        )
+
+    async def stop(self) -> None:
+        """End it and wait until it ended."""
+        self.scope.cancel()
+        await self.finished.wait()
