@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from vof.target import Export, Server
-from vof.target.devices import BlkModel, FileBacking, MemoryBacking, RngModel
+from vof.target.devices import BlkModel, FileBacking, MemoryBacking, NetModel, RngModel
 from vof.transport import listen, parse_url
 
 LONGEST_S = 20
@@ -94,10 +94,10 @@ def disk(tmp_path):
 
 @pytest.fixture
 def world(serve, disk):
-    """A disk of 1 MiB, a disk of 64 KiB in memory, and a source of random bytes."""
+    """A disk of 1 MiB, one of 64 KiB in memory, a source of random bytes, a network echo."""
     make, path = disk(queues=2, serial=b"one")
     small = MemoryBacking(1 << 16)
-    served = serve(disk=make, small=lambda: BlkModel(small), rng=lambda: RngModel(64))
+    served = serve(disk=make, small=lambda: BlkModel(small), rng=lambda: RngModel(64), net=NetModel)
     served.image = path
     yield served
     served.stop()

@@ -31,6 +31,7 @@ def arguments(world, tmp_path) -> dict[str, list[str]]:
     return {
         "info": ["info", world["disk"], "--json"],
         "bench": ["bench", world["disk"], "--json", "--seconds", "0.05"],
+        "net": ["net", world["net"], "--ping", "10", "--json"],
         "blk": ["blk", "read", world["disk"], str(tmp_path / "out"), "--json"],
     }
 
@@ -43,7 +44,7 @@ def test_documents(command: str, world, tmp_path, capsys):
     assert document.keys() == wanted.keys()
     for key, kind in wanted.items():
         assert isinstance(document[key], kind), key
-    for key in ("latency_us", "polling"):
+    for key in ("latency_us", "polling", "counters", "ping"):
         if key in document:
             (row,) = re.findall(rf"^\| `{key}` .*$", TABLES[command], re.MULTILINE)
             assert document[key].keys() == set(re.findall(r"`([\w.]+)`", row)) - {key}

@@ -19,6 +19,7 @@ COMMANDS = {
     "info": ("vof.cli.info", "show what a remote device is"),
     "blk": ("vof.cli.blk", "read, write, copy or zero a remote disk"),
     "rng": ("vof.cli.rng", "read random bytes from a remote device"),
+    "net": ("vof.cli.net", "look at a remote network device, and test it"),
     "bench": ("vof.cli.bench", "measure a remote device"),
     "demo": ("vof.cli.demo", "run a target and a client once, and check every byte"),
 }

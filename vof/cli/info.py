@@ -29,19 +29,33 @@ def run(args: argparse.Namespace) -> int:
 async def _ask(url: str) -> dict[str, object]:
     """Return everything there is to know without starting the device."""
     import vof
-    from vof.virtio import blk, rng
-    from vof.virtio.constants import DEVICE_NAMES, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG, feature_names
+    from vof.virtio import blk, net, rng
+    from vof.virtio.constants import (
+        DEVICE_NAMES,
+        VIRTIO_ID_BLOCK,
+        VIRTIO_ID_NET,
+        VIRTIO_ID_RNG,
+        feature_names,
+    )
 
-    names = {VIRTIO_ID_BLOCK: blk.FEATURES, VIRTIO_ID_RNG: rng.FEATURES}
+    names = {
+        VIRTIO_ID_BLOCK: blk.FEATURES,
+        VIRTIO_ID_NET: net.FEATURES,
+        VIRTIO_ID_RNG: rng.FEATURES,
+    }
     async with vof.connect(url) as device:
         features = await device.get_features()
         sizes: list[int] = []
         while len(sizes) < MOST_QUEUES and (size := await device.get_vq_size(len(sizes))):
             sizes.append(size)
-        config: dict[str, int] = {}
+        config: dict[str, object] = {}
         if device.device_id == VIRTIO_ID_BLOCK:
             data = await device.read_config(0, blk.CONFIG.size)
             config = blk.BlkConfig.unpack(data)._asdict()
+        elif device.device_id == VIRTIO_ID_NET:
+            data = await device.read_config(0, net.CONFIG.size)
+            shown = net.NetConfig.unpack(data)
+            config = {**shown._asdict(), "mac": net.format_mac(shown.mac)}
         return {
             "url": str(device.url),
             "device_id": device.device_id,
@@ -67,8 +81,8 @@ def _show(facts: dict[str, object]) -> None:
         ("features", f"0x{facts['features']:x}"),
         *(("", name) for name in names),
     ]
-    if config:
+    if "capacity" in config:
         rows.append(("capacity", human_bytes(config["capacity"] * 512)))
-        rows += [(key, str(value)) for key, value in config.items()]
+    rows += [(key, str(value)) for key, value in config.items()]
     print(facts["url"])
     print(table(rows))
