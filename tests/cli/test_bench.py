@@ -277,6 +277,26 @@ def test_a_picture_that_cannot_be_written_costs_no_result(world, capsys):
     assert "/no/p.svg" in err
 
 
+@pytest.mark.parametrize("way", [[], ["--await"]], ids=["queue", "await"])
+def test_raw_requests_go_to_a_device_of_any_type(serve, capsys, way):
+    class Seen(Echo):
+        async def serve(self, index, queue):
+            while True:
+                for chain in await queue.receive():
+                    seen.append((index, b"".join(chain.readable), len(chain.writable[0])))
+                    queue.push(chain, 3)
+                queue.flush()
+
+    seen = []
+    words = ["--raw", "--size", "20", "--queues", "2", "--requests", "50", "--json"]
+    assert main(["bench", serve(it=Seen)["it"], *words, *way]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["requests"], facts["errors"], facts["raw"]) == (50, 0, True)
+    assert {index for index, _, _ in seen} == {0, 1}
+    assert {(data, room) for _, data, room in seen} == {(bytes(16), 20)}
+    assert len(seen) == 50
+
+
 # -- what goes wrong ------------------------------------------------------------------------------
 
 
@@ -298,7 +318,10 @@ def test_requests_that_the_device_fails_are_counted(serve, capsys, way):
         ("disk", ["--size", "2M"], "less than one request"),
         ("rng", ["--queues", "2"], "1 queues, not 2"),
         ("rng", ["--mix", "randwrite"], "only read"),
-        ("echo", [], "type 42"),
+        ("echo", [], "type 42; --raw sends"),
+        ("echo", ["--raw", "--queues", "3"], "queue"),
+        ("echo", ["--raw", "--depth", "65"], "holds 64 requests"),
+        ("echo", ["--raw", "--mix", "write"], "only read"),
         ("read_only", ["--mix", "randrw:99"], "read-only"),
     ],
 )

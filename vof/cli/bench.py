@@ -19,6 +19,8 @@ PERCENTILES = (50, 90, 99, 99.9)
 EPILOG = """\
 mixes: randread, randwrite, read, write (from front to back), randrw:PERCENT of reads.
 Writing destroys what is on the disk. On a source of random bytes, each request asks for --size.
+With --raw, each request is 16 readable bytes, all zero, and --size writable ones: good for a device
+of your own that does nothing, and for what it costs to get there and back.
 
 The latency of a request runs from the kick that sent it to the moment it was taken. CPU time is
 that of this process alone, spinning included; VOF_POLL_US=0 turns spinning off."""
@@ -44,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="awaited",
         action="store_true",
         help="by as many tasks that await disk.read() or write(), not by the queue's operations",
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="requests that mean nothing, to a device of any type"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", metavar="FILE.svg", help="draw the distribution of latencies")
@@ -103,6 +108,7 @@ def _job(args: argparse.Namespace) -> "Job":
         random=name.startswith("rand"),
         awaited=args.awaited,
         connections=args.connections,
+        raw=args.raw,
     )
 
 
@@ -116,6 +122,7 @@ def _facts(args: argparse.Namespace, result: "Result") -> dict[str, object]:
         "queues": args.queues,
         "connections": args.connections,
         "awaited": args.awaited,
+        "raw": args.raw,
         "seconds": round(result.seconds, 6),
         "requests": result.requests,
         "errors": result.errors,

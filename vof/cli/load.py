@@ -13,17 +13,19 @@ from contextlib import AsyncExitStack
 from functools import partial
 from itertools import chain, cycle, repeat
 from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import trio
 
 import vof
 from vof.cli.histogram import Histogram
-from vof.errors import DeviceError, InvalidArgument, VofError
+from vof.errors import DeviceError, InvalidArgument, NotSupported, VofError
+from vof.initiator import RequestQueue
 from vof.initiator.drivers import Blk, Rng
 from vof.transport import polling
 from vof.virtio.blk import REQUEST, SECTOR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from vof.virtio.constants import VIRTIO_F_VERSION_1, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG, bit
+from vof.virtio.device import VirtioDevice, VirtqueueInfo
 from vof.virtio.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 PLACES = 10007
 """Random places before they repeat; a prime, so that no pattern of the queues fits it."""
+RAW = bytes(16)
+"""What the device reads of a raw request."""
 GRACE_S = 30.0
 """How long requests may be unanswered after the end."""
 
@@ -48,6 +52,7 @@ class Job(NamedTuple):
         random: places at random, else front to back.
         awaited: by tasks that await the driver.
         connections: how many times the device is connected to.
+        raw: requests that mean nothing, to a device of any type.
     """
 
     size: int
@@ -59,6 +64,7 @@ class Job(NamedTuple):
     random: bool
     awaited: bool
     connections: int = 1
+    raw: bool = False
 
 
 class Result(NamedTuple):
@@ -122,6 +128,35 @@ Headers = Iterator[bytes]
 """Request headers of a disk, without end."""
 
 
+class _Raw:
+    """A started device of any type, which is asked things without a meaning."""
+
+    def __init__(self, device: VirtioDevice, queues: int) -> None:
+        self.device = device
+        self._queues = queues
+
+    async def __aenter__(self) -> Self:
+        await self.device.initialize(0)
+        infos = [VirtqueueInfo(f"queue {number}") for number in range(self._queues)]
+        try:
+            vqs = await self.device.find_vqs(infos)
+        except NotSupported as error:
+            raise InvalidArgument(str(error)) from None
+        self._requests = cycle(map(RequestQueue, vqs))
+        await self.device.ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self.device.reset()
+        except VofError:
+            pass  # a device out of reach needs none
+
+    async def read(self, length: int) -> int:
+        """Await one request."""
+        return await next(self._requests).request([RAW, bytearray(length)], 1, 1)
+
+
 class _Slot:
     """One request in the making: its buffers, and when it was sent.
 
@@ -166,19 +201,22 @@ async def _drive(
 ) -> None:
     """Keep ``depth`` requests in flight on one queue until it is time to stop.
 
-    Without headers, a request is for random bytes. See ``_Slot`` for ``framed``.
+    Without headers, a request is raw, or for random bytes. See ``_Slot`` for ``framed``.
     """
     add, get_buf, latency = vq.add_sgs, vq.get_buf, tally.latency.add
     header = None if headers is None else headers.__next__
     data = None if headers is None else random.randbytes(job.size if job.reads < 100 else 0)
     slots = [_Slot(job.size, data, framed) for _ in range(min(job.depth, tally.left))]
+    outs = int(job.raw)
+    for slot in slots:
+        slot.read[:0] = [RAW] * outs
     inflight = 0
     while True:
         now = perf_counter_ns()
         for slot in slots:
             slot.sent = now
             if header is None:
-                add(slot.read, 0, 1, slot)
+                add(slot.read, outs, 1, slot)
             elif (head := header())[0] == VIRTIO_BLK_T_IN:
                 slot.read[0] = head
                 add(slot.read, 1, 1 + framed, slot)
@@ -217,14 +255,14 @@ async def _drive(
         del slots[tally.left if perf_counter() < tally.deadline else 0 :]
 
 
-async def _await(driver: Blk | Rng, job: Job, headers: Headers, tally: _Tally) -> None:
+async def _await(driver: Blk | Rng | _Raw, job: Job, headers: Headers, tally: _Tally) -> None:
     """Await one request after the other until it is time to stop."""
     size, data, unpack = job.size, random.randbytes(job.size), REQUEST.unpack
     while tally.left > 0 and perf_counter() < tally.deadline:
         tally.left -= 1
         start = perf_counter_ns()
         try:
-            if isinstance(driver, Rng):
+            if not isinstance(driver, Blk):
                 await driver.read(size)
             else:
                 kind, _, sector = unpack(next(headers))
@@ -239,11 +277,13 @@ async def _await(driver: Blk | Rng, job: Job, headers: Headers, tally: _Tally) -
         tally.bytes += size
 
 
-async def _start(stack: AsyncExitStack, url: str, job: Job) -> Blk | Rng:
+async def _start(stack: AsyncExitStack, url: str, job: Job) -> Blk | Rng | _Raw:
     """Connect once more, and start the device. Raises InvalidArgument if the job does not fit."""
     device = await stack.enter_async_context(vof.connect(url))
-    driver: Blk | Rng
-    if device.device_id == VIRTIO_ID_BLOCK:
+    driver: Blk | Rng | _Raw
+    if job.raw:
+        driver = await stack.enter_async_context(_Raw(device, job.queues))
+    elif device.device_id == VIRTIO_ID_BLOCK:
         driver = await stack.enter_async_context(Blk(device, job.queues))
         if job.size % SECTOR:
             raise InvalidArgument(f"requests to a disk are multiples of {SECTOR} bytes")
@@ -251,10 +291,13 @@ async def _start(stack: AsyncExitStack, url: str, job: Job) -> Blk | Rng:
             raise InvalidArgument("the disk is read-only")
     elif device.device_id == VIRTIO_ID_RNG:
         driver = await stack.enter_async_context(Rng(device))
-        if job.reads < 100:
-            raise InvalidArgument("a source of random bytes is only read")
     else:
-        raise InvalidArgument(f"no load for devices of type {device.device_id}")
+        raise InvalidArgument(
+            f"no load for devices of type {device.device_id}; "
+            "--raw sends requests that mean nothing, whatever that does"
+        )
+    if job.reads < 100 and not isinstance(driver, Blk):
+        raise InvalidArgument("only a disk is written; others are only read")
     if len(device.vqs) < job.queues:
         raise InvalidArgument(f"the device has {len(device.vqs)} queues, not {job.queues}")
     size = min(vq.get_vring_size() for vq in device.vqs)
