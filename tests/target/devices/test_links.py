@@ -83,6 +83,35 @@ def test_a_peer_that_does_not_read_takes_no_more(link, peer):
     link.send(FRAME)
 
 
+@pytest.mark.parametrize("connected", [False, True])
+async def test_room_is_waited_for(link, peer, paths, connected):
+    if connected:
+        peer.connect(paths[0])
+    sent = got = 0
+
+    async def send():
+        nonlocal sent
+        while sent < 2000:
+            try:
+                link.send(FRAME)
+                sent += 1
+            except BlockingIOError:
+                await link.room()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while got < 2000:
+                await trio.lowlevel.wait_readable(peer)
+                assert peer.recv(2000) == FRAME
+                got += 1
+
+
+async def test_there_is_no_room_with_a_peer_that_is_gone(link):
+    with pytest.raises(FileNotFoundError):
+        await link.room()
+
+
 def test_stale_frames_are_counted_and_gone(link, peer, paths):
     for _ in range(5):
         peer.sendto(FRAME, paths[0])

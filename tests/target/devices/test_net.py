@@ -93,25 +93,28 @@ async def plugged(link=None, **options):
 
 
 class FakeLink(Link):
-    """Takes ``room`` frames into ``sent``; gives what is put into ``other``, datagram by datagram.
+    """Takes ``places`` frames into ``sent``; gives each datagram that is put into ``other``.
 
     ``error`` is raised at the next calls instead.
     """
 
-    def __init__(self, room=1000):
+    def __init__(self, places=1000):
         self.sock, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.setblocking(False)
         super().__init__("fake", self.sock.fileno())
-        self.room = room
+        self.places = places
         self.sent = []
         self.error = None
 
     def send(self, frame):
         if self.error is not None:
             raise self.error
-        if len(self.sent) >= self.room:
+        if len(self.sent) >= self.places:
             raise BlockingIOError
         self.sent.append(bytes(frame))
+
+    async def room(self):
+        await trio.sleep(0.001)
 
     def receive_into(self, buffer):
         if self.error is not None:
@@ -396,24 +399,24 @@ async def test_a_full_backlog_holds_up_the_link_and_then_drops(link, monkeypatch
 
 
 async def test_a_link_without_room_is_waited_for(link, autojump_clock):
-    link.room = 1
+    link.places = 1
     async with plugged(link) as here, trio.open_nursery() as nursery:
         sent = here.some(60, 60)
         nursery.start_soon(here.send, *sent)
         await trio.sleep(net.PATIENCE_S / 2)
-        link.room = 2
+        link.places = 2
     assert link.sent == sent
     assert here.counters.tx_dropped == 0
 
 
 async def test_a_link_that_stays_full_loses_frames_and_not_for_long(link, autojump_clock):
-    link.room = 1
+    link.places = 1
     async with plugged(link) as here:
         before = trio.current_time()
         await here.send(*here.some(*[60] * 100))
         assert trio.current_time() - before < 2 * net.PATIENCE_S
         assert (here.counters.tx_frames, here.counters.tx_dropped) == (1, 99)
-        link.room = 3
+        link.places = 3
         await here.send(*(later := here.some(60, 60)))
         assert link.sent[1:] == later
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a network device is plugged into on the target's side: a tap, or a unix datagram socket.
 
-A link carries whole frames, one by one system call, and never waits: who uses it waits for its
-descriptor. It is opened once, before anything is served, and has one user at a time.
+A link carries whole frames, each by one system call. It is opened once, before anything is served,
+and has one user at a time.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import socket
 import stat
 import struct
 from abc import ABC, abstractmethod
+
+import trio
 
 from vof.errors import ConfigError, VofError
 from vof.memory import Buffer
@@ -84,6 +86,10 @@ class Link(ABC):
             BlockingIOError: there is none now.
             OSError: the link is out of order.
         """
+
+    async def room(self) -> None:
+        """After BlockingIOError: wait until ``send`` may find room. Suspends; raises OSError."""
+        await trio.lowlevel.wait_writable(self.fd)
 
     def discard(self) -> int:
         """Take all frames that are there and forget them; return how many."""
@@ -166,6 +172,15 @@ class SocketLink(Link):
     def send(self, frame: Buffer) -> None:
         """Send one frame; ECONNREFUSED or ENOENT while the peer is not there."""
         self._sock.sendto(frame, self._peer)
+
+    async def room(self) -> None:
+        """Wait for room in our socket, then in the peer's, which only a connected one tells."""
+        await trio.lowlevel.wait_writable(self._sock)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            probe.setblocking(False)
+            with contextlib.suppress(PermissionError):  # it is connected to us: no limit of its own
+                probe.connect(self._peer)
+                await trio.lowlevel.wait_writable(probe)
 
     def receive_into(self, buffer: memoryview) -> int:
         """Take one frame."""

@@ -67,7 +67,6 @@ BATCH = 64
 """So many frames are taken from a link before others get their turn."""
 PATIENCE_S = 0.1
 """So long a full side holds up the other, before frames are dropped."""
-RETRY_S = 0.001
 CONTROL_QUEUE_SIZE = 64
 _HEADER_BYTES = HEADER.size
 
@@ -341,8 +340,11 @@ class NetModel(DeviceModel):
             self._arrive(frame)
             return
         with trio.move_on_after(PATIENCE_S):
-            while not self._send(frame):  # noqa: ASYNC110 - a datagram socket tells no room
-                await trio.sleep(RETRY_S)
+            while not self._send(frame):
+                try:
+                    await self._link.room()
+                except OSError:
+                    pass  # sending it again says so, too
             return
         self._jammed = True
         self.counters.tx_dropped += 1
