@@ -110,9 +110,10 @@ def client(command: str, where: Path) -> str:
 
 
 def test_target_and_client(tmp_path: Path):
-    with running(SHELL[2], ["disk0", "rng0"], tmp_path):
+    with running(SHELL[2], ["disk0", "rng0", "net0"], tmp_path):
         printed = client(SHELL[3], tmp_path)
     assert "hello, disk" in printed
+    assert "1000 back whole, 0 lost" in printed
     assert re.search(r"[0-9a-f]{32}$", printed, re.MULTILINE)
 
 
