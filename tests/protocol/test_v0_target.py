@@ -157,12 +157,41 @@ def test_a_failure_that_cannot_be_told_ends_the_connection():
         feed(stream.inbox, vring(6, desc(INLINE_BYTES + 1, 1, True)))
 
 
-def test_too_many_descriptors_end_the_connection_before_any_memory_is_taken():
+@pytest.mark.parametrize(("size", "status"), [(0, 95), (8, 22)], ids=["control", "virtqueue"])
+def test_too_many_descriptors_are_passed_over(size, status):
     pool = SpyPool()
-    stream = bound(pool=pool)
-    with pytest.raises(RemoteProtocolError, match="1025 descriptors"):
-        feed(stream.inbox, struct.pack("<HHIHHI", 8192, 1, 0, 1025, 0, 0))
+    stream = bound(size, pool=pool, failure=b"\1" if size else b"")
+    head = struct.pack("<HHIHHI", 8192, 5, 0, 1025, 0, 0)
+    back = desc(3, 7, True)
+    feed(stream.inbox, head + desc(2, 1, False) * 1023 + desc(9, 8, True) + back + bytes(2046))
+    answer = done(5, ndesc=2, status=status) + desc(1, 8, True)
+    if size:
+        answer += back + bytes(3) + b"\1"
+    else:
+        answer += desc(1, 7, True) + bytes(2)
+    assert drain(stream) == answer
     assert not pool.sizes
+
+
+def test_too_many_descriptors_of_too_much_end_the_connection():
+    stream = bound(request_bytes=100)
+    head = struct.pack("<HHIHHI", 8192, 5, 0, 1025, 0, 0)
+    with pytest.raises(RemoteProtocolError, match="1025 descriptors and 102500 bytes"):
+        feed(stream.inbox, head + desc(100, 1, False) * 1025)
+
+
+def test_refusals_that_nobody_reads_wait():
+    stream = bound(request_bytes=100, queue_bytes=50_000, failure=b"\1")
+    feed(stream.inbox, vring(6, desc(101, 1, True), desc(INLINE_BYTES, 2, True)) * 100)
+    assert stream.outbox.pending() < 50_000
+    assert stream.paused
+    for _ in range(100):
+        answer = drain(stream)
+        if not answer:
+            break
+        assert len(answer) % (16 + 48 + 1 + INLINE_BYTES) == 0
+        stream.inbox.advance()
+    assert not stream.paused
 
 
 def test_each_chain_once_and_within_its_room():

@@ -57,22 +57,13 @@ class V0Target(TargetStream):
         """Take one VRING command, at the front of the inbox."""
         inbox = self.inbox
         if ndesc > v0.MAX_SEGS:
-            raise RemoteProtocolError(
-                f"a request of {ndesc} descriptors; GET_FEATURE says at most {v0.MAX_SEGS}"
-            )
+            yield from self._too_many(command_id, ndesc)
+            return
         head = 16 + DESC.size * ndesc
         while inbox.end - inbox.pos < head:
             yield head
-        table = inbox.view[inbox.pos + 16 : inbox.pos + head]
-        out_length = in_length = 0
         back = bytearray()
-        for number, (_, length, _, flags, _) in enumerate(DESC.iter_unpack(table)):
-            if flags & v0.VRING_DESC_F_WRITE:
-                in_length += length
-                back += table[DESC.size * number : DESC.size * (number + 1)]
-            else:
-                out_length += length
-        del table  # a program that waits holds no memory
+        out_length, in_length = _sort(inbox.view[inbox.pos + 16 : inbox.pos + head], back)
         refusal = (
             v5.ENOCMD
             if not self._queue_size
@@ -85,7 +76,7 @@ class V0Target(TargetStream):
         if refusal:
             inbox.pos += head
             yield from inbox.discard(out_length)
-            self._refuse(command_id, v0.ERRNO[refusal], back)
+            yield from self._refuse(command_id, v0.ERRNO[refusal], back)
             return
         while self.inflight >= self._queue_size:
             yield from self._pause()
@@ -115,6 +106,27 @@ class V0Target(TargetStream):
         self.inflight += 1
         inbox.lent += 1
 
+    def _too_many(self, command_id: int, ndesc: int) -> Program:
+        """Pass over a request of more descriptors than there may be, piece by piece."""
+        inbox, back, out_length, left = self.inbox, bytearray(), 0, ndesc
+        inbox.pos += 16
+        while left:
+            here = min(left, (inbox.end - inbox.pos) // DESC.size)
+            if not here:
+                yield DESC.size
+                continue
+            out_length += _sort(inbox.view[inbox.pos : inbox.pos + DESC.size * here], back)[0]
+            inbox.pos += DESC.size * here
+            left -= here
+        if out_length > self._request_bytes:
+            raise RemoteProtocolError(
+                f"a request of {ndesc} descriptors and {out_length} bytes; GET_FEATURE says at "
+                f"most {v0.MAX_SEGS}, and limits.request_bytes is {self._request_bytes}"
+            )
+        yield from inbox.discard(out_length)
+        status = v5.EOUTVQBUF if self._queue_size else v5.ENOCMD
+        yield from self._refuse(command_id, v0.ERRNO[status], back)
+
     def _connect(self, command_id: int) -> Program:
         """Take CONNECT, its descriptor and its body."""
         inbox, row = self.inbox, v0.COMMANDS[v0.CONNECT]
@@ -128,7 +140,7 @@ class V0Target(TargetStream):
         _, length, _, flags, _ = DESC.unpack(back)
         if flags & v0.VRING_DESC_F_WRITE:
             inbox.pos += head
-            self._refuse(command_id, v0.ERRNO[v5.ENOTGT], back)
+            yield from self._refuse(command_id, v0.ERRNO[v5.ENOTGT], back)
             return
         if length != v0.BODY_BYTES or fields["oftype"] != v0.OFTYPE_STREAM:
             inbox.pos += head
@@ -231,8 +243,11 @@ class V0Target(TargetStream):
         self.errors += status != v0.OK
         self.outbox.tail += COMPLETION.pack(status, command_id, ndesc, value)
 
-    def _refuse(self, command_id: int, status: int, back: bytearray) -> None:
-        """Answer a request that cannot be carried out, with every writable descriptor."""
+    def _refuse(self, command_id: int, status: int, back: bytearray) -> Program:
+        """Answer a request that cannot be carried out, with every writable descriptor.
+
+        The answer can be much longer than the request: it waits until it fits the budget.
+        """
         ndesc = len(back) // DESC.size
         last = LENGTH.unpack_from(back, len(back) - DESC.size + LENGTH_AT)[0] if back else 0
         if self._failure and last > INLINE_BYTES:
@@ -240,6 +255,8 @@ class V0Target(TargetStream):
                 f"a request beyond the limits, whose failure cannot be told: {last} bytes at its "
                 "end, where the status belongs"
             )
+        if back:
+            yield from self._afford(16 + len(back) + ndesc + (last if self._failure else 0))
         view = memoryview(back)
         if self._failure and last:
             data = bytes(_shorten(view[: -DESC.size], 0, len(back) - DESC.size, 0))
@@ -260,6 +277,22 @@ HERE: dict[int, Callable[[V0Target, int, dict[str, int]], int | None]] = {
     v0.GET_CONFIG_CHANGED: V0Target._get_config_changed,
 }
 """What this wire decides by itself; a command of the common vocabulary goes on after None."""
+
+
+def _sort(table: memoryview, back: bytearray) -> tuple[int, int]:
+    """Append the writable descriptors of a table to ``back``.
+
+    Returns:
+        How many bytes all are that are to be read, and all that are to be written.
+    """
+    out_length = in_length = 0
+    for number, (_, length, _, flags, _) in enumerate(DESC.iter_unpack(table)):
+        if flags & v0.VRING_DESC_F_WRITE:
+            in_length += length
+            back += table[DESC.size * number : DESC.size * (number + 1)]
+        else:
+            out_length += length
+    return out_length, in_length
 
 
 def _shorten(slab: memoryview, start: int, stop: int, filled: int) -> int:

@@ -213,21 +213,22 @@ HEADER = REQUEST.pack(IN, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("readable", "writable"),
+    ("readable", "writable", "after"),
     [
-        (b"", b""),
-        (b"", b"abc"),
-        (HEADER[:-1], b"abc"),
-        (HEADER, b""),
-        (HEADER + b"more", b""),
+        (b"", b"", b""),
+        (b"", b"abc", b"\0\0\1"),
+        (HEADER[:-1], b"abc", b"\0\0\1"),
+        (HEADER, b"", b""),
+        (HEADER + b"more", b"", b""),
     ],
 )
 @pytest.mark.parametrize("cuts", [(), (0,), (1, 1), (2, 9)])
-def test_malformed(memory, readable, writable, cuts):
+def test_malformed(memory, readable, writable, after, cuts):
+    """Where there is a place for a status, it says IOERR."""
     chain = Chain(segments(readable, cuts), segments(writable, cuts), None)
     good = blk(IN, into=512)
-    assert answer(BlkModel(memory), [chain, good, Chain((), (), None)]) == [0, 513, 0]
-    assert b"".join(chain.writable) == writable
+    assert answer(BlkModel(memory), [chain, good, Chain((), (), None)]) == [len(after), 513, 0]
+    assert b"".join(chain.writable) == after
 
 
 def test_read_only(tmp_path):
