@@ -6,7 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # Programs of other projects that some tests run, each with its Debian package.
-PROGRAMS=(nbdkit:nbdkit fio:fio)
+PROGRAMS=(
+    nbdkit:nbdkit fio:fio systemd-analyze:systemd strace:strace groff:groff-base man:man-db
+)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

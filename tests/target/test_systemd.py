@@ -2,7 +2,6 @@
 """What the target and a service manager say to each other; a test plays the manager."""
 
 import os
-import select
 import socket
 
 import pytest
@@ -10,48 +9,11 @@ import trio
 import trio.testing
 
 import vof
-from tests.daemon import ANY, LONGEST_S
+from tests.daemon import ANY, LONGEST_S, PASS_FDS, Manager
 from vof.errors import ConfigError
 from vof.initiator.drivers.rng import Rng
 from vof.target import daemon, systemd
 from vof.transport import Url
-
-PASS_FDS = """
-import os, sys
-for number, fd in enumerate(map(int, sys.argv[1].split(",")), 3):
-    os.dup2(fd, number)
-    os.set_inheritable(number, True)
-os.environ["LISTEN_PID"] = str(os.getpid())
-os.environ["LISTEN_FDS"] = str(len(sys.argv[1].split(",")))
-os.environ["LISTEN_FDNAMES"] = "a:b"
-os.execv(sys.executable, [sys.executable, "-W", "error", "-m", "vof", *sys.argv[2:]])
-"""
-"""What a service manager does to a child: sockets from 3 on, and who they are for."""
-
-
-class Manager:
-    """The end that a service manager reads.
-
-    Attributes:
-        env: what a service is given.
-    """
-
-    def __init__(self, name):
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(name.replace("@", "\0", 1))
-        self._socket.settimeout(LONGEST_S)
-        self.env = {"NOTIFY_SOCKET": name}
-
-    def read(self):
-        """Return the next message as a mapping."""
-        return dict(line.split("=") for line in self._socket.recv(512).decode().split("\n"))
-
-    def quiet(self):
-        """Return whether nothing waits."""
-        return not select.select([self._socket], [], [], 0)[0]
-
-    def close(self):
-        self._socket.close()
 
 
 @pytest.fixture(params=["file", "abstract"])

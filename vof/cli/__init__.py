@@ -22,14 +22,17 @@ COMMANDS = {
     "net": ("vof.cli.net", "look at a remote network device, and test it"),
     "bench": ("vof.cli.bench", "measure a remote device"),
     "demo": ("vof.cli.demo", "run a target and a client once, and check every byte"),
+    "install": ("vof.cli.install", "install the service, its manual pages and a configuration"),
+    "man": ("vof.cli.man", "print a manual page"),
 }
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Return the parser; only the chosen command's options are filled in."""
+def parsers(chosen: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """Return the parser of everything, and that of the chosen command: it alone has options."""
     parser = argparse.ArgumentParser(prog="vof", description="Virtio over Fabrics.")
     parser.add_argument("--version", action="version", version=f"vof {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    filled = None
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(
             name,
@@ -39,7 +42,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         )
         if name == chosen:
             importlib.import_module(module).configure(command)
-    return parser
+            filled = command
+    return parser, filled
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
@@ -69,14 +73,14 @@ def _explain(error: BaseException) -> int | None:
         unsure = " (a request in flight may have been executed)" * maybe
         print(f"vof: {first}{unsure}", file=sys.stderr)
     wrong = any(issubclass(kind, ConfigError | InvalidArgument) for kind in kinds)
-    return 2 if wrong else bool(kinds)
+    return 2 if wrong else int(bool(kinds))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word in COMMANDS), None)
-    args = _parser(chosen).parse_args(words)
+    args = parsers(chosen)[0].parse_args(words)
     try:
         code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
         sys.stdout.flush()
