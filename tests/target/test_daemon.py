@@ -10,8 +10,9 @@ import trio
 
 import vof
 from tests.daemon import ANY, LONGEST_S, Daemon
-from vof.errors import VofError
+from vof.errors import QueueBroken, VofError
 from vof.initiator.drivers.blk import Blk
+from vof.initiator.drivers.net import Net
 from vof.initiator.drivers.rng import Rng
 from vof.target import daemon
 from vof.transport import Url
@@ -74,6 +75,23 @@ def test_every_listener_announces_every_device(start, tmp_path):
     target.signal()
     assert target.end()[0] == daemon.EXIT_OK
     assert not path.exists()
+
+
+async def test_a_driver_that_only_listens_does_not_hold_up_the_end(start, tmp_path):
+    ours = tmp_path / "ours"
+    target = start(*ANY, "--net", f"socket={ours},peer={tmp_path / 'theirs'}")
+    with trio.fail_after(LONGEST_S):
+        async with vof.connect(target.line()) as device, Net(device) as net:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+                peer.sendto(b"x" * 60, str(ours))
+            assert await net.receive() == b"x" * 60
+            target.signal()
+            with pytest.raises(QueueBroken):
+                await net.receive()
+    code, _, err = target.end()
+    assert code == daemon.EXIT_OK
+    assert "Traceback" not in err
+    assert not await trio.Path(ours).exists()
 
 
 async def test_a_change_of_the_file_reaches_the_driver(start, image):

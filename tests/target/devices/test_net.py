@@ -2,128 +2,23 @@
 """The network model: every frame whole or counted, and a driver that says what it likes."""
 
 import errno
-import random
-import socket
-from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
-from tests.target.devices.fakes import OLD, FakeQueue, segments
+from tests.target.devices.fakes import FakeQueue, segments
+from tests.target.devices.nets import MAC, ROOM, FakeLink, plugged
 from vof.errors import InvalidArgument, VofError
-from vof.target.devices import Link, NetModel, net
+from vof.target.devices import NetModel, net
 from vof.virtio import Chain
 from vof.virtio.constants import VIRTIO_ID_NET
 from vof.virtio.net import (
-    BROADCAST,
-    CONTROLQ,
     ETH_HLEN,
     HEADER,
-    RECEIVED,
     RECEIVEQ,
-    TRANSMITQ,
-    VIRTIO_NET_ERR,
     VIRTIO_NET_OK,
     NetConfig,
 )
-
-ROOM = 2048
-MAC = bytes.fromhex("020000000001")
-
-
-class Plugged:
-    """A model whose queues are served, and the driver's side of them."""
-
-    def __init__(self, model):
-        self.model = model
-        self.queues = [FakeQueue(), FakeQueue(), FakeQueue()]
-        self.buffers = []
-        self.random = random.Random(0)
-
-    @property
-    def counters(self):
-        return self.model.counters
-
-    def give(self, count, room=ROOM, cuts=()):
-        """Offer receive buffers."""
-        chains = [Chain((), segments(bytes([OLD]) * room, cuts), None) for _ in range(count)]
-        self.buffers += chains
-        self.queues[RECEIVEQ].offer(*chains)
-
-    async def send(self, *frames, cuts=(), header=bytes(HEADER.size)):
-        chains = [Chain(segments(header + frame, cuts), (), None) for frame in frames]
-        assert await self.queues[TRANSMITQ].run(*chains) == [0] * len(chains)
-
-    async def frames(self, count):
-        """Wait for the next used buffers; return their frames and check all around them."""
-        chains, self.buffers = self.buffers[:count], self.buffers[count:]
-        frames = []
-        for chain, written in zip(chains, await self.queues[RECEIVEQ].used(*chains), strict=True):
-            data = b"".join(chain.writable)
-            assert data[: HEADER.size] == RECEIVED
-            assert set(data[written:]) <= {OLD}
-            frames.append(data[HEADER.size : written])
-        return frames
-
-    async def command(self, kind, number, data=b"", cuts=()):
-        return await self.raw(bytes((kind, number)) + data, cuts)
-
-    async def raw(self, data, cuts=()):
-        chain = Chain(segments(data, cuts), segments(bytes([OLD]) * 3, (0, 1)), None)
-        assert await self.queues[CONTROLQ].run(chain) == [1]
-        assert b"".join(chain.writable)[1:] == bytes([OLD]) * 2
-        return chain.writable[1][0]
-
-    def some(self, *sizes):
-        return [self.random.randbytes(size) for size in sizes]
-
-
-@asynccontextmanager
-async def plugged(link=None, **options):
-    model = NetModel(link, mac=MAC, **options)
-    model.features = model.device_features
-    here = Plugged(model)
-    async with trio.open_nursery() as nursery:
-        for index, queue in enumerate(here.queues):
-            nursery.start_soon(model.serve, index, queue)
-        model.status_changed(15)
-        yield here
-        nursery.cancel_scope.cancel()
-    model.close()
-
-
-class FakeLink(Link):
-    """Takes ``places`` frames into ``sent``; gives each datagram that is put into ``other``.
-
-    ``error`` is raised at the next calls instead.
-    """
-
-    def __init__(self, places=1000):
-        self.sock, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.sock.setblocking(False)
-        super().__init__("fake", self.sock.fileno())
-        self.places = places
-        self.sent = []
-        self.error = None
-
-    def send(self, frame):
-        if self.error is not None:
-            raise self.error
-        if len(self.sent) >= self.places:
-            raise BlockingIOError
-        self.sent.append(bytes(frame))
-
-    async def room(self):
-        await trio.sleep(0.001)
-
-    def receive_into(self, buffer):
-        if self.error is not None:
-            raise self.error
-        return self.sock.recv_into(buffer)
-
-    def close(self):
-        self.sock.close()
-        self.other.close()
 
 
 @pytest.fixture
@@ -246,100 +141,6 @@ async def test_a_reset_forgets():
         here.give(1)
         await here.send(*(sent := here.some(60)))
         assert await here.frames(1) == sent
-
-
-# -- control --------------------------------------------------------------------------------------
-
-PROMISC, ALLMULTI, ALLUNI, NOMULTI, NOUNI, NOBCAST = ((0, number) for number in range(6))
-TABLE, ADDRESS = (1, 0), (1, 1)
-OTHER, GROUP = b"\2other", b"\3group"
-
-
-def table(stations=(), groups=()):
-    return b"".join(len(macs).to_bytes(4, "little") + b"".join(macs) for macs in (stations, groups))
-
-
-@pytest.mark.parametrize(
-    ("said", "hears"),
-    [
-        ([], {MAC, OTHER, GROUP, BROADCAST}),
-        ([(PROMISC, b"\0")], {MAC, BROADCAST}),
-        ([(PROMISC, b"\0"), (PROMISC, b"\1")], {MAC, OTHER, GROUP, BROADCAST}),
-        ([(PROMISC, b"\0"), (ALLMULTI, b"\1")], {MAC, GROUP, BROADCAST}),
-        ([(PROMISC, b"\0"), (ALLUNI, b"\1")], {MAC, OTHER, BROADCAST}),
-        ([(PROMISC, b"\0"), (NOBCAST, b"\1")], {MAC}),
-        ([(PROMISC, b"\0"), (NOUNI, b"\1")], {BROADCAST}),
-        ([(PROMISC, b"\0"), (ALLMULTI, b"\1"), (NOMULTI, b"\1")], {MAC, BROADCAST}),
-        ([(PROMISC, b"\0"), (TABLE, table([OTHER], [GROUP]))], {MAC, OTHER, GROUP, BROADCAST}),
-        ([(PROMISC, b"\0"), (TABLE, table([OTHER]))], {MAC, OTHER, BROADCAST}),
-        ([(PROMISC, b"\0"), (TABLE, table([OTHER])), (TABLE, table())], {MAC, BROADCAST}),
-        ([(PROMISC, b"\0"), (TABLE, table([], [MAC] * 1025))], {MAC, GROUP, BROADCAST}),
-        ([(PROMISC, b"\0"), (ADDRESS, OTHER)], {OTHER, BROADCAST}),
-    ],
-)
-async def test_the_driver_says_what_it_wants_to_receive(said, hears):
-    async with plugged() as here:
-        for command, data in said:
-            assert await here.command(*command, data, cuts=(1, 2, 4)) == VIRTIO_NET_OK
-        here.give(4)
-        sent = [to + bytes(54) for to in (MAC, OTHER, GROUP, BROADCAST)]
-        await here.send(*sent)
-        assert {frame[:6] for frame in await here.frames(len(hears))} == hears
-        assert here.counters.rx_filtered == 4 - len(hears)
-
-
-async def test_the_address_that_the_driver_sets_is_shown():
-    async with plugged() as here:
-        assert await here.command(*ADDRESS, OTHER) == VIRTIO_NET_OK
-        assert NetConfig.unpack(here.model.config()).mac == OTHER
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\0",
-        b"\0\0",
-        b"\0\0\0\0",
-        b"\0\0\2",
-        b"\0\6\1",
-        b"\1\0",
-        b"\1\0\0\0\0\0",
-        b"\1\0" + table() + b"x",
-        b"\1\0" + table([OTHER])[:-1],
-        b"\1\0\xff\xff\xff\xff" + bytes(60),
-        b"\1\1" + OTHER[:5],
-        b"\1\1" + OTHER + b"x",
-        b"\1\1" + GROUP,
-        b"\1\1" + bytes(6),
-        b"\1\2" + OTHER,
-        b"\2\0\0\0",
-        b"\4\0\1\0",
-        b"\xff" * 70_000,
-    ],
-)
-async def test_a_command_that_is_none_is_refused_and_changes_nothing(data):
-    async with plugged() as here:
-        before = here.model.config()
-        assert await here.raw(data) == VIRTIO_NET_ERR
-        assert here.model.config() == before
-        here.give(1)
-        await here.send(*(sent := here.some(60)))
-        assert await here.frames(1) == sent
-
-
-async def test_a_command_without_room_for_the_answer_or_without_anything():
-    async with plugged() as here:
-        chains = [Chain(segments(b"\0\0\0"), (), None), Chain((), segments(b"x"), None)]
-        assert await here.queues[CONTROLQ].run(*chains) == [0, 1]
-        assert chains[1].writable[0][0] == VIRTIO_NET_ERR
-
-
-async def test_what_was_not_negotiated_is_refused():
-    async with plugged() as here:
-        here.model.features = 1 << 32
-        for command in ((*PROMISC, b"\0"), (*ALLUNI, b"\1"), (*TABLE, table()), (*ADDRESS, OTHER)):
-            assert await here.command(*command) == VIRTIO_NET_ERR
 
 
 # -- on a link ------------------------------------------------------------------------------------
