@@ -10,7 +10,9 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from vof.errors import ConfigError
 from vof.memory import Buffer
@@ -58,6 +60,8 @@ class FileBacking:
         read_flags: for an inline preadv that does not block, or NEVER.
         write_flags: the same for pwritev.
         threads: where everything runs that blocks.
+        lost: how often the system failed to put something on stable storage. It tells that to
+            whoever asks first, and to nobody again, although the writes of all may be gone.
     """
 
     def __init__(self, path: str | os.PathLike[str], read_only: bool = False) -> None:
@@ -90,6 +94,8 @@ class FileBacking:
         self.write_flags = NEVER if read_only else inline_flags
         self.threads = Threads(THREADS)
         self._subscribers: list[Callable[[], None]] = []
+        self.lost = 0
+        self._stabilizing = threading.Lock()
         self._seldom = Seldom(log)
         self.refresh()
 
@@ -133,7 +139,11 @@ class FileBacking:
             offset: in bytes.
             durable: return only when it is on stable storage.
         """
-        self._transfer(os.pwritev, views, offset, os.RWF_DSYNC if durable else 0)
+        if durable:
+            with self._stable():
+                self._transfer(os.pwritev, views, offset, os.RWF_DSYNC)
+        else:
+            self._transfer(os.pwritev, views, offset, 0)
 
     def _transfer(
         self,
@@ -154,8 +164,19 @@ class FileBacking:
                 rest[0] = rest[0][done:]
 
     def flush(self) -> None:
-        """Put every completed write on stable storage. Raises OSError."""
-        os.fdatasync(self.fd)
+        """Put every completed write on stable storage. Raises OSError; see also ``lost``."""
+        with self._stable():
+            os.fdatasync(self.fd)
+
+    @contextmanager
+    def _stable(self) -> Iterator[None]:
+        """One at a time: who asks after a failure finds it counted."""
+        with self._stabilizing:
+            try:
+                yield
+            except OSError:
+                self.lost += 1
+                raise
 
     def discard(self, offset: int, length: int) -> None:
         """Give the storage of a range back, where that is possible. Raises OSError."""

@@ -8,7 +8,8 @@ that no queue waits for another's disk, and come back in any order.
 
 * What does not block is answered within the batch; nothing orders the requests of a batch.
 * A flush covers what was *completed* before it came: jobs end before they are pushed, so
-  fdatasync needs to know nothing about them.
+  fdatasync needs to know nothing about them. It fails once in each model after storage lost
+  something, whichever model's flush found out.
 * All writable bytes of an answer are written, so that nothing of before reaches the driver: an
   answer without data, a failed one above all, is zeros up to the status byte.
 * The status byte is the last writable byte; otherwise the cut into segments has no meaning.
@@ -114,6 +115,7 @@ class BlkModel(DeviceModel):
         if not 1 <= queues <= 0xFFFF or not 1 <= queue_size <= 0x8000:
             raise InvalidArgument(f"{queues} queues of {queue_size}; 1 to 65535 of 1 to 32768")
         self._backing = backing
+        self._lost = backing.lost
         self._serial = serial.ljust(VIRTIO_BLK_ID_BYTES, b"\0")
         self.queue_sizes = (queue_size,) * queues
         self.device_features = bit(
@@ -363,8 +365,18 @@ class BlkModel(DeviceModel):
                     else:
                         backing.write_zeroes(offset, length, bool(flags))
                 if kind == VIRTIO_BLK_T_FLUSH or self._durable:
-                    backing.flush()
+                    self._flush()
         except OSError as error:
             backing.report(WHAT[kind], error)
             return VIRTIO_BLK_S_IOERR
         return VIRTIO_BLK_S_OK
+
+    def _flush(self) -> None:
+        """Flush; raise OSError for what storage lost since this model was told. In a thread."""
+        backing, told = self._backing, self._lost
+        try:
+            backing.flush()
+        finally:
+            self._lost = lost = backing.lost
+        if lost != told:
+            raise OSError(errno.EIO, "storage lost writes, as a flush of another initiator found")
