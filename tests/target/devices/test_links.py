@@ -16,6 +16,8 @@ from vof.target.devices import SocketLink, TapLink, links
 FRAME = bytes(range(60))
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
+TAP = f"vof{os.getpid()}"
+"""No other test run has it."""
 
 
 # -- sockets --------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def no_tap():
     except OSError as error:
         return error.strerror
     try:
-        fcntl.ioctl(fd, links.TUNSETIFF, struct.pack("16sH22x", b"vofprobe0", 0x1002))
+        fcntl.ioctl(fd, links.TUNSETIFF, struct.pack("16sH22x", TAP.encode(), 0x1002))
     except OSError as error:
         return error.strerror
     finally:
@@ -186,20 +188,20 @@ async def test_a_tap_carries_frames_both_ways_or_says_why_not():
     """A packet socket on the interface is the other end."""
     if why := no_tap():
         with pytest.raises(ConfigError, match=r"load|not permitted|may not be opened") as caught:
-            TapLink("voftest0")
-        assert (caught.value.path, caught.value.key) == ("voftest0", "tap")
+            TapLink(TAP)
+        assert (caught.value.path, caught.value.key) == (TAP, "tap")
         assert why
         return
-    link = TapLink("voftest0")
+    link = TapLink(TAP)
     try:
         with pytest.raises(ConfigError, match="another program uses it"):
-            TapLink("voftest0")
+            TapLink(TAP)
         with pytest.raises(OSError, match="Input/output error"):
             link.send(FRAME)  # it is down
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5)) as other:
-            flags = struct.pack("16sh22x", b"voftest0", IFF_UP)
+            flags = struct.pack("16sh22x", TAP.encode(), IFF_UP)
             fcntl.ioctl(other, SIOCSIFFLAGS, flags)
-            other.bind(("voftest0", 0x88B5))
+            other.bind((TAP, 0x88B5))
             other.setblocking(False)
             frame = b"\xff" * 6 + b"\2abcde" + b"\x88\xb5" + FRAME
             link.send(frame)
@@ -212,7 +214,7 @@ async def test_a_tap_carries_frames_both_ways_or_says_why_not():
     finally:
         link.close()
         link.close()
-    assert "voftest0" not in dict(map(reversed, socket.if_nameindex()))
+    assert TAP not in dict(map(reversed, socket.if_nameindex()))
 
 
 def receive_later(link):
