@@ -22,6 +22,8 @@ class Daemon:
     def __init__(
         self, words, program=("-m", "vof"), env=None, stdout=subprocess.PIPE, cwd=ROOT, **more
     ):
+        if "--admin" not in words:
+            words = ("--admin", "none", *words)
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *program, "target", *words],
             stdout=stdout,

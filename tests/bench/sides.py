@@ -185,7 +185,7 @@ class Vof:
     def serve(self, image: Path, load: Load) -> Iterator[Server]:
         """Serve ``image`` for the time of a block."""
         log = image.with_suffix(".log")
-        command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0"]
+        command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0", "--admin", "none"]
         command += ["--blk", f"{image},queues={load.connections}"]
         with running(placed(command, load.pinned), log) as process:
             for line in process.stdout:

@@ -3,10 +3,13 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
+from tests.daemon import Daemon
+from tests.wire import connect_control, names
 from vof.cli import main
 
 TEXT = (Path(__file__).parents[2] / "specs" / "json.md").read_text()
@@ -24,7 +27,8 @@ TABLES = dict(zip(SECTIONS[::2], SECTIONS[1::2], strict=True))
 
 
 def documented(command: str) -> dict[str, type]:
-    return {key: KINDS[kind] for key, kind in ROW.findall(COMMON + TABLES[command])}
+    own, _, _of_parts = TABLES[command].partition("\nEach of ")
+    return {key: KINDS[kind] for key, kind in ROW.findall(COMMON + own)}
 
 
 def arguments(world, tmp_path) -> dict[str, list[str]]:
@@ -36,15 +40,49 @@ def arguments(world, tmp_path) -> dict[str, list[str]]:
     }
 
 
+ADMIN = {
+    "status": ["status"],
+    "drain": ["drain", "noise"],
+    "reload": ["reload"],
+    "disconnect": ["disconnect", "--ivqn", "it's me"],
+}
+
+
+@pytest.fixture
+def target(tmp_path):
+    """The admin socket of a target process that has one association, and its configuration."""
+    config, path = tmp_path / "target.toml", tmp_path / "admin"
+    config.write_text(
+        f'listen = ["vof+unix://{tmp_path}/s"]\n'
+        f'[[device]]\ntype = "rng"\ntvqn = "noise"\n[[device]]\ntype = "mem"\nsize = 512\n'
+    )
+    target = Daemon(("--config", str(config), "--admin", str(path)))
+    try:
+        target.line()
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(tmp_path / "s"))
+            peer.sendall(connect_control(body=names(b"it's me", b"noise")))
+            assert peer.recv(16)
+            yield path
+    finally:
+        target.signal()
+        target.end()
+
+
 @pytest.mark.parametrize("command", TABLES)
-def test_documents(command: str, world, tmp_path, capsys):
-    assert main(arguments(world, tmp_path)[command]) == 0
+def test_documents(command: str, request, tmp_path, capsys):
+    if command in ADMIN:
+        path = request.getfixturevalue("target")
+        words = [*ADMIN[command], "--json", "--socket", str(path)]
+    else:
+        words = arguments(request.getfixturevalue("world"), tmp_path)[command]
+    assert main(words) == 0
     document = json.loads(capsys.readouterr().out)
     wanted = documented(command)
     assert document.keys() == wanted.keys()
     for key, kind in wanted.items():
         assert isinstance(document[key], kind), key
-    for key in ("latency_us", "polling", "counters", "ping"):
+    for key in ("latency_us", "polling", "counters", "ping", "totals"):
         if key in document:
             (row,) = re.findall(rf"^\| `{key}` .*$", TABLES[command], re.MULTILINE)
             assert document[key].keys() == set(re.findall(r"`([\w.]+)`", row)) - {key}

@@ -25,6 +25,7 @@ def target(image):
     """A target process and the URL of its disk; killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "vof", "target", "--listen", "vof+tcp://127.0.0.1:0"]
+        + ["--admin", "none"]
         + ["--blk", f"{image},tvqn=disk,queues=2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

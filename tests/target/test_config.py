@@ -88,7 +88,7 @@ DEVICE = '[[device]]\ntype = "rng"\n'
     [
         ("", "device", "at least one"),
         ("lisen = []", "lisen", "did you mean listen?"),
-        ("zzz = 1", "zzz", "known: listen, limits, device"),
+        ("zzz = 1", "zzz", "known: listen, admin, limits, device"),
         ("listen = 1", "listen", "a list of URLs"),
         ("listen = [1]", "listen", "a list of URLs"),
         ('listen = ["x://y"]\n' + DEVICE, "listen[0]", "unknown scheme"),

@@ -16,6 +16,10 @@ from vof.errors import ConfigError, InvalidArgument, VofError
 
 COMMANDS = {
     "target": ("vof.cli.target", "serve local devices over the fabric"),
+    "status": ("vof.cli.status", "show what a running target serves, and what waits"),
+    "reload": ("vof.cli.reload", "make a running target be what its file says now"),
+    "drain": ("vof.cli.drain", "end a target, or one of its devices, without cutting requests"),
+    "disconnect": ("vof.cli.disconnect", "end associations of a running target"),
     "info": ("vof.cli.info", "show what a remote device is"),
     "blk": ("vof.cli.blk", "read, write, copy or zero a remote disk"),
     "rng": ("vof.cli.rng", "read random bytes from a remote device"),

@@ -72,6 +72,7 @@ def say(line: str, *more: str) -> None:
 def start(image: Path, log: Path) -> "subprocess.Popen[bytes]":
     """Start a target on a port that is free."""
     command = [sys.executable, "-m", "vof", "target", "--listen", "vof+tcp://127.0.0.1:0"]
+    command += ["--admin", "none"]
     command += [
         "--blk",
         f"{image},tvqn=demo/disk,serial=vof-demo,queues=2",

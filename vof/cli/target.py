@@ -2,9 +2,15 @@
 """``vof target``: serve devices."""
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
+from vof import __version__
+from vof.cli.admin import default_socket
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vof.target.config import Config
 
 OPTIONS = {
@@ -26,6 +32,7 @@ class, as text; a file has python_path and [device.options] for the two.
 
 Each device is announced on stdout by its URL, one a line, once the target serves.
 SIGTERM and SIGINT drain: requests in flight end first; a second signal cuts them.
+SIGHUP reads the configuration file again; what is the same keeps its connections.
 
 exit codes:
   0   ended as asked, nothing in flight was cut
@@ -40,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.epilog = EPILOG
     parser.add_argument("--config", metavar="FILE", help="a TOML file; see --help-config")
+    parser.add_argument(
+        "--admin",
+        metavar="PATH",
+        help="the socket of vof status and others, or none; by default target.sock in "
+        "$RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/vof, or /tmp/vof-UID",
+    )
     parser.add_argument("--check", action="store_true", help="say what would be done, and end")
     parser.add_argument("--help-config", action="store_true", help="explain the file, and end")
     parser.add_argument(
@@ -76,20 +89,25 @@ def run(args: argparse.Namespace) -> int:
     if args.help_config:
         print(config.describe())
         return 0
+    load: Callable[[], Config] | None = None
     devices = tuple(config.option(name, text) for name in OPTIONS for text in getattr(args, name))
     if args.config:
         if devices or args.listen or args.limit:
             raise ConfigError("--config", "", "devices, --listen and --limit belong into the file")
-        settings = config.load(args.config)
+        load = partial(config.load, args.config)
+        settings = load()
     else:
         limits = dict(text.partition("=")[::2] for text in args.limit)
         settings = config.build("command line", tuple(args.listen), devices, limits)
     from vof.target import daemon
+    from vof.target.admin import NOWHERE, Place
 
     if args.check:
         show(settings)
         return daemon.check(settings)
-    return daemon.run(settings)
+    path = args.admin or settings.admin
+    place = Place(path) if path else Place(default_socket(), default=True)
+    return daemon.run(settings, load, NOWHERE if path == "none" else place, __version__)
 
 
 def show(settings: "Config") -> None:

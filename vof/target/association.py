@@ -115,6 +115,11 @@ class Association:
         return self._features
 
     @property
+    def device_id(self) -> int:
+        """The device type."""
+        return self._model.device_id
+
+    @property
     def dialect(self) -> str:
         """What the initiator speaks."""
         return self._stream.dialect

@@ -23,6 +23,8 @@ from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
 from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU, format_mac, parse_mac
 
 DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
+TOP = ("listen", "admin", "limits", "device")
+"""What a file may have."""
 
 
 def _class(value: object) -> str:
@@ -193,6 +195,8 @@ LIMITS: dict[str, Key] = {
     ),
 }
 
+ADMIN = Key("path", "", "where vof status and others reach the target, or none")
+
 _COMMON = {
     "queue_size": Key("integer", 128, "largest size of each queue", 1, 32768),
 }
@@ -264,12 +268,21 @@ class Device(NamedTuple):
 
 
 class Config(NamedTuple):
-    """All that a target needs to know."""
+    """All that a target needs to know.
+
+    Attributes:
+        listen: where.
+        devices: to serve, each with its own tvqn.
+        limits: for the server.
+        poll_us: the longest spin.
+        admin: path of the admin socket, "none", or "" for where it usually is.
+    """
 
     listen: tuple[Url, ...]
     devices: tuple[Device, ...]
     limits: Limits
     poll_us: int
+    admin: str = ""
 
 
 def _table(
@@ -387,13 +400,14 @@ def load(path: str) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(path, "", str(error)) from None
     for name in data:
-        if name not in ("listen", "limits", "device"):
-            near = difflib.get_close_matches(name, ("listen", "limits", "device"), 1)
-            hint = f"did you mean {near[0]}?" if near else "known: listen, limits, device"
+        if name not in TOP:
+            near = difflib.get_close_matches(name, TOP, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TOP)}"
             raise ConfigError(path, name, f"unknown key; {hint}")
     listen = data.get("listen", [])
     if not isinstance(listen, list) or not all(isinstance(text, str) for text in listen):
         raise ConfigError(path, "listen", f'expected a list of URLs, such as ["{DEFAULT_LISTEN}"]')
+    admin = ADMIN.read(path, "admin", data["admin"]) if "admin" in data else ""
     limits = data.get("limits", {})
     rows = data.get("device", [])
     if not isinstance(limits, dict):
@@ -405,7 +419,7 @@ def load(path: str) -> Config:
         given = dict(row)
         kind = given.pop("type", None)
         devices.append(device(path, f"device[{number}].", str(kind), given))
-    return build(path, tuple(listen), tuple(devices), limits)
+    return build(path, tuple(listen), tuple(devices), limits)._replace(admin=admin)
 
 
 def describe() -> str:
@@ -424,6 +438,7 @@ def describe() -> str:
             off = "# " if key.default == "" else ""  # no value is the default
             lines.append(f"{off}{name} = {value}  # {key.help}; {key.expected}")
 
+    lines += [f'# admin = "/run/vof/target.sock"  # {ADMIN.help}; {ADMIN.expected}', ""]
     lines.append("[limits]")
     rows(LIMITS)
     for kind, keys in DEVICES.items():

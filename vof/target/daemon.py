@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The daemon's life: open, listen, announce, serve, drain. Signals and exit codes live here.
+"""The daemon's life: open, listen, announce, serve, drain. Exit codes live here.
 
 Everything that can be wrong is found before the first line is announced, and said on stderr.
 """
@@ -7,22 +7,28 @@ Everything that can be wrong is found before the first line is announced, and sa
 import ipaddress
 import logging
 import os
-import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import chain
 
 import trio
 
 from vof.errors import ConfigError
 from vof.target import systemd
+from vof.target.admin import NOWHERE, Admin, Place
+from vof.target.admin import listen as listen_admin
 from vof.target.config import Config
-from vof.target.devices import FileBacking, watch
 from vof.target.exports import Opened, close_all, open_all, probe
+from vof.target.life import SIGNALS, Life
+from vof.target.running import Running
 from vof.target.server import Server
 from vof.transport import Listener, Url, adopt, listen, polling
 
 log = logging.getLogger("vof.target")
+
+ANSWER_S = 1.0
+"""For the last replies of the admin socket."""
 
 EXIT_OK = 0
 EXIT_CONFIG = 2
@@ -41,11 +47,16 @@ EXIT_CODES = {
 }
 
 
-class _Failed(NamedTuple):
-    """Why it did not start."""
+class _Failed(Exception):
+    """Why it did not start.
 
-    code: int
-    message: str
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def announce(opened: list[Opened], listeners: list[Listener]) -> None:
@@ -66,63 +77,80 @@ def warn(url: Url) -> None:
         log.warning("%s can be reached from other machines, by whoever knows a name", url)
 
 
-async def _listen(config: Config) -> list[Listener] | _Failed:
-    """Take the listeners that the service manager passed, or open all, or none."""
-    listeners: list[Listener] = []
-    try:
-        if inherited := systemd.listen_fds():
-            return [adopt(sock) for sock in inherited]
-    except ConfigError as error:
-        return _Failed(EXIT_CONFIG, str(error))
+async def _listen(config: Config) -> dict[Url, list[Listener]]:
+    """Open all listeners by their URLs, or none. Raises _Failed."""
+    listeners: dict[Url, list[Listener]] = {}
     for url in config.listen:
         try:
-            listeners += await listen(url)
+            listeners[url] = await listen(url)
         except (OSError, UnicodeError) as error:
-            for listener in listeners:
+            for listener in chain.from_iterable(listeners.values()):
                 listener.close()
-            return _Failed(EXIT_LISTEN, f"cannot listen on {url}: {error}")
+            raise _Failed(EXIT_LISTEN, f"cannot listen on {url}: {error}") from None
     return listeners
 
 
-async def _serve(config: Config, opened: list[Opened]) -> int:
-    """Serve until a signal, then drain."""
+def _inherit() -> list[Listener]:
+    """Take the listeners that the service manager passed. Raises _Failed."""
+    try:
+        return [adopt(sock) for sock in systemd.listen_fds()]
+    except ConfigError as error:
+        raise _Failed(EXIT_CONFIG, str(error)) from None
+
+
+def _admin(place: Place) -> socket.socket | None:
+    """Open the admin socket, if there is to be one. Raises _Failed."""
+    if not place.path:
+        return None
+    try:
+        return listen_admin(place)
+    except ConfigError as error:
+        if not place.default:
+            raise _Failed(EXIT_LISTEN, str(error)) from None
+        log.warning("%s; this target goes on without; --admin PATH gives it its own", error)
+        return None
+
+
+async def _serve(
+    config: Config,
+    opened: list[Opened],
+    load: Callable[[], Config] | None,
+    place: Place,
+    version: str,
+) -> int:
+    """Serve until it is told to end, then drain."""
     polling.configure(config.poll_us)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        listeners = await _listen(config)
-        if isinstance(listeners, _Failed):
-            log.error("%s", listeners.message)
-            return listeners.code
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        inherited = _inherit()
+        configured = {} if inherited else await _listen(config)
+        listeners = [*inherited, *chain.from_iterable(configured.values())]
+        try:
+            asked = _admin(place)
+        except _Failed:
+            for listener in listeners:
+                listener.close()
+            raise
         server = Server({one.export.tvqn: one.export for one in opened}, config.limits)
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, listeners)
-            for one in opened:
-                if isinstance(one.backing, FileBacking):
-                    nursery.start_soon(watch, one.backing)
+            devices = zip(config.devices, opened, strict=True)
+            running = Running(server, nursery, devices, configured, bool(inherited))
+            life = Life(running, load, version)
+            administration = Admin(asked, life.verbs) if asked else None
+            nursery.start_soon(life.obey, signals, nursery)
+            if administration is not None:
+                nursery.start_soon(administration.serve)
             for listener in listeners:
                 warn(listener.url)
             announce(opened, listeners)
             nursery.start_soon(systemd.watchdog)
-            number = await anext(signals)
-            log.info("%s: draining", signal.Signals(number).name)
-            systemd.stopping(config.limits.drain_seconds)
-            in_time = await _drain(server, config.limits.drain_seconds, signals)
+            in_time = await life.until_drained()
+            if administration is not None:
+                with trio.move_on_after(ANSWER_S):
+                    await administration.calm()
             nursery.cancel_scope.cancel()
+        running.close()
     return EXIT_OK if in_time else EXIT_DRAIN
-
-
-async def _drain(server: Server, seconds: float, signals: AsyncIterator[int]) -> bool:
-    """Drain; a second signal ends it at once. Return whether it ended in time."""
-    done = False
-    async with trio.open_nursery() as nursery:
-
-        async def hurry() -> None:
-            await anext(signals)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(hurry)
-        done = await server.drain(seconds)
-        nursery.cancel_scope.cancel()
-    return done
 
 
 def _log() -> None:
@@ -142,13 +170,28 @@ def check(config: Config) -> int:
     return EXIT_OK
 
 
-def run(config: Config) -> int:
-    """Run a target until SIGTERM or SIGINT; return the exit code."""
+def run(
+    config: Config,
+    load: Callable[[], Config] | None = None,
+    place: Place = NOWHERE,
+    version: str = "",
+) -> int:
+    """Run a target until it is told to end; return the exit code.
+
+    Args:
+        config: what to serve.
+        load: reads the configuration again, for a reload; None where there is no file.
+        place: of the admin socket.
+        version: of the program.
+    """
     _log()
     opened: list[Opened] = []
     try:
         opened = open_all(config.devices)
-        return trio.run(_serve, config, opened)
+        return trio.run(_serve, config, opened, load, place, version)
+    except _Failed as failed:
+        log.error("%s", failed)
+        return failed.code
     except ConfigError as error:
         log.error("%s", error)
         return EXIT_DEVICE

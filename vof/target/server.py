@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import monotonic
 from typing import NamedTuple
 
 import trio
@@ -104,6 +105,7 @@ class Server:
         connections: the open ones, and the stream on each, once its dialect is known.
         refusals: how often something was refused, by the reason.
         ended: what ended connections and virtqueues have done.
+        since: when it began, on the monotonic clock.
     """
 
     def __init__(self, exports: Mapping[str, Export], limits: Limits | None = None) -> None:
@@ -115,6 +117,7 @@ class Server:
         self.connections: dict[Connection, TargetStream | None] = {}
         self.refusals: Counter[str] = Counter()
         self.ended = Ended()
+        self.since = monotonic()
         self._nursery: trio.Nursery
         self._tidy = Tidy()
 

@@ -34,13 +34,23 @@ class UnixListener(SocketListener):
 async def listen(url: Url) -> list[Listener]:
     """Listen; a socket file that nobody listens on is replaced. Raises OSError."""
     await trio.lowlevel.checkpoint()
+    sock = bind(url.path)
+    try:
+        return [UnixListener(sock, url)]
+    except BaseException:
+        sock.close()
+        raise
+
+
+def bind(path: str) -> socket.socket:
+    """Return a bound stream socket; a file that nobody listens on is replaced. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(url.path).st_mode) and _is_dead(url.path):
-                os.unlink(url.path)
-        sock.bind(url.path)
-        return [UnixListener(sock, url)]
+            if stat.S_ISSOCK(os.stat(path).st_mode) and _is_dead(path):
+                os.unlink(path)
+        sock.bind(path)
+        return sock
     except BaseException:
         sock.close()
         raise
