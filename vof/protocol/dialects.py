@@ -77,5 +77,9 @@ class Opening:
         self.dialect = recognise(inbox.view[inbox.pos : inbox.pos + _HEAD.size])
         yield None
 
+    def release(self) -> None:
+        """Let go of everything; see ``TargetStream.release``."""
+        self.inbox.release()
+
     def all_sent(self) -> None:
         """Note that nothing waits to be sent: nothing ever does."""

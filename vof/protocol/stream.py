@@ -121,6 +121,13 @@ class Inbox:
         self.view = memoryview(bytearray(self.view[self.pos : self.end]))
         self.pos, self.end = 0, len(self.view)
 
+    def release(self) -> None:
+        """Let go of everything: nothing is read any more, nor received."""
+        self._program.close()
+        self.view = memoryview(b"")
+        self.pos = self.end = 0
+        self.target = None
+
 
 class Outbox:
     """The sending half: pieces in order. Small things gather in ``tail``, the last piece.

@@ -183,6 +183,19 @@ class TargetStream(ABC):
         if not self.inflight and not self.outbox.pending():
             self._slab, self._slab_pos = memoryview(b""), 0
 
+    def release(self) -> None:
+        """The connection is over, and nobody serves it: let go of everything.
+
+        Without it, memory would stay until the garbage collector looks: stream and program know
+        each other.
+        """
+        self.inbox.release()
+        self.chains, self.messages = [], []
+        self._spares.clear()
+        self._sending.clear()
+        self._run = None
+        self._slab, self._slab_pos = memoryview(b""), 0
+
     # -- out ----------------------------------------------------------------------------------
 
     def _emit(self, slab: memoryview, start: int, stop: int) -> None:

@@ -370,6 +370,7 @@ class Association:
             self._needs_reset()
         finally:
             served.queue.end()
+            self._tidy.forget(served.queue)
             self.requests += served.queue.requests
             del self.queues[index]
             served.finished.set()

@@ -236,10 +236,12 @@ class Server:
     async def _connection(self, connection: Connection, dialect: Dialect | None) -> None:
         """Serve one connection from CONNECT to its end."""
         session = Session()
+        opening = Opening()
+        stream: TargetStream | None = None
         try:
             bound = None
             with trio.move_on_after(self.limits.connect_seconds) as scope:
-                stream = await self._open(connection, dialect)
+                stream = await self._open(connection, dialect, opening)
                 if stream is not None:
                     bound = await self._connect(connection, stream, session)
             if scope.cancelled_caught:
@@ -258,11 +260,13 @@ class Server:
                 log.warning("%s: %s", connection.peer, connection.error)
             session.received(Event.LOST)
             connection.close()
+            (stream or opening).release()
             self.ended.add(connection, self.connections.pop(connection))
 
-    async def _open(self, connection: Connection, dialect: Dialect | None) -> TargetStream | None:
+    async def _open(
+        self, connection: Connection, dialect: Dialect | None, opening: Opening
+    ) -> TargetStream | None:
         """Return a connection's stream, of the dialect that its first bytes show if need be."""
-        opening = Opening()
         connection.attach(opening, self._nursery)
         while dialect is None:
             if connection.error is not None:

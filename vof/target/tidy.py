@@ -21,6 +21,10 @@ class Tidy:
         self._seen[queue] = -1
         self._busy.set()
 
+    def forget(self, queue: FabricDeviceQueue) -> None:
+        """Note that a queue ended."""
+        self._seen.pop(queue, None)
+
     async def run(self) -> None:
         """Trim for ever; sleeps as long as nothing is busy."""
         while True:

@@ -128,6 +128,7 @@ class Connection:
             self._stream.all_sent()
         except OSError as error:
             self.fail(error)
+            outbox.pieces.clear()  # nothing is sent any more
         finally:
             self._blocked = None
             done.set()
