@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vof.errors import ConfigError
 from vof.target import config
+from vof.target.keys import REQUIRED
 from vof.target.server import Limits
 from vof.transport import parse_url
 
@@ -257,7 +258,7 @@ def test_the_documentation_is_a_file_that_says_the_defaults(load):
         for name, value in device.values.items():
             key = config.DEVICES[device.type][name]
             chosen = name in config.CHOICES.get(device.type, ((),))[-1]
-            assert key.default is config.REQUIRED or chosen or value == key.default
+            assert key.default is REQUIRED or chosen or value == key.default
 
 
 def test_a_network_device_is_plugged_into_one_thing():
@@ -294,5 +295,5 @@ def test_what_a_network_device_cannot_be(text, key, words):
 def test_every_default_is_allowed():
     for keys in (config.LIMITS, *config.DEVICES.values()):
         for name, key in keys.items():
-            if key.default is not config.REQUIRED and key.default != "":
+            if key.default is not REQUIRED and key.default != "":
                 assert key.read("here", name, key.default) == key.default

@@ -1,155 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What a target serves, as data: the TOML file and the command line, read by one table.
 
-``KEYS`` below is the whole vocabulary. It parses, checks, gives defaults, explains itself
-(``vof target --help-config``), and names what is wrong by file and dotted key.
+``LIMITS`` and ``DEVICES`` are the whole vocabulary. They parse, check, give defaults, explain
+themselves (``vof target --help-config``), and name what is wrong by file and dotted key.
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vof.errors import ConfigError
-from vof.protocol.v5 import VQN_BYTES
-from vof.sizes import parse_size
+from vof.target.keys import REQUIRED, Key, read_table, rows, unknown
 from vof.target.server import Limits
 from vof.transport import Url, parse_url
-from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
-from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU, format_mac, parse_mac
+from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU
 
 DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
 TOP = ("listen", "admin", "limits", "device")
 """What a file may have."""
-
-
-def _class(value: object) -> str:
-    text = _text(value)
-    module, _, name = text.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise ValueError
-    return text
-
-
-def _table_of(value: object) -> dict[str, object]:
-    if not isinstance(value, dict) or not all(map(str.isidentifier, value)):
-        raise ValueError
-    return dict(value)
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError
-    return int(value)
-
-
-def _size(value: object) -> int:
-    return parse_size("", value) if isinstance(value, str) else _integer(value)
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError
-    return float(value)
-
-
-def _switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[
-        str(value)
-    ]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError
-    return value
-
-
-def _name(value: object) -> str:
-    text = _text(value)
-    if len(text.encode()) >= VQN_BYTES:
-        raise ValueError
-    return text
-
-
-def _serial(value: object) -> str:
-    text = _text(value)
-    if len(text.encode()) > VIRTIO_BLK_ID_BYTES:
-        raise ValueError
-    return text
-
-
-def _mac(value: object) -> str:
-    return format_mac(parse_mac(_text(value)))
-
-
-def _block(value: object) -> int:
-    size = _size(value)
-    if size < SECTOR or size & (size - 1):
-        raise ValueError
-    return size
-
-
-KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
-    "integer": (_integer, "an integer"),
-    "size": (_size, 'a number of bytes, such as 4096 or "64M"'),
-    "seconds": (_seconds, "a number of seconds"),
-    "switch": (_switch, "true or false"),
-    "text": (_text, "text"),
-    "path": (_text, "the path of a file"),
-    "class": (_class, "module:Class"),
-    "table": (_table_of, "a table of names and values"),
-    "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
-    "block": (_block, "a power of two"),
-    "mac": (_mac, "an address of one station, such as 02:00:00:00:00:01"),
-    "name": (_name, f"a name of 1 to {VQN_BYTES - 1} bytes"),
-}
-"""How each kind of value is read, and how it is called in messages."""
-
-REQUIRED = object()
-EXAMPLES = {"path": '"disk.img"', "size": '"64M"', "switch": "true", "class": '"module:Class"'}
-"""What the documentation shows for a required or chosen key, by its kind."""
-
-
-class Key(NamedTuple):
-    """One key of the vocabulary.
-
-    Attributes:
-        kind: of ``KINDS``.
-        default: or REQUIRED.
-        help: one line.
-        least: smallest number.
-        most: largest number.
-    """
-
-    kind: str
-    default: object
-    help: str
-    least: float = 0
-    most: float = float("inf")
-
-    @property
-    def expected(self) -> str:
-        """What a value looks like, in words."""
-        words = KINDS[self.kind][1]
-        bounded = self.most != float("inf")
-        return f"{words}, {self.least:.15g} to {self.most:.15g}" if bounded else words
-
-    def read(self, path: str, name: str, value: object) -> Any:
-        """Return the value, or raise ConfigError."""
-        try:
-            result = KINDS[self.kind][0](value)
-            if isinstance(result, int | float) and not self.least <= result <= self.most:
-                raise ValueError
-        except (ValueError, KeyError, OverflowError):
-            raise ConfigError(path, name, f"expected {self.expected}, not {value!r}") from None
-        return result
 
 
 _NUMBERS = {field.name: field.default for field in dataclasses.fields(Limits)}
@@ -285,31 +157,11 @@ class Config(NamedTuple):
     admin: str = ""
 
 
-def _table(
-    path: str, prefix: str, keys: Mapping[str, Key], given: Mapping[str, object]
-) -> dict[str, Any]:
-    """Read one table by its vocabulary."""
-    for name in given:
-        if name not in keys:
-            near = difflib.get_close_matches(name, keys, 3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(keys)}"
-            raise ConfigError(path, prefix + name, f"unknown key; {hint}")
-    values = {}
-    for name, key in keys.items():
-        if name in given:
-            values[name] = key.read(path, prefix + name, given[name])
-        elif key.default is REQUIRED:
-            raise ConfigError(path, prefix + name, f"missing; expected {key.expected}")
-        else:
-            values[name] = key.default
-    return values
-
-
 def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> Device:
     """Read one device. Raises ConfigError."""
     if kind not in DEVICES:
         raise ConfigError(path, prefix + "type", f"expected {' or '.join(DEVICES)}, not {kind!r}")
-    values = _table(path, prefix, DEVICES[kind], given)
+    values = read_table(path, prefix, DEVICES[kind], given)
     if groups := CHOICES.get(kind):
         given_groups = [group for group in groups if any(values[name] for name in group)]
         if len(given_groups) != 1 or not all(values[name] for name in given_groups[0]):
@@ -376,7 +228,7 @@ def build(
     """Put a configuration together and check what concerns all of it. Raises ConfigError."""
     if not devices:
         raise ConfigError(path, "device", "nothing to serve: name at least one device")
-    values = _table(path, "limits.", LIMITS, limits)
+    values = read_table(path, "limits.", LIMITS, limits)
     poll_us = values.pop("poll_us")
     if values["queue_bytes"] < values["request_bytes"]:
         raise ConfigError(path, "limits.queue_bytes", "less than limits.request_bytes")
@@ -401,21 +253,19 @@ def load(path: str) -> Config:
         raise ConfigError(path, "", str(error)) from None
     for name in data:
         if name not in TOP:
-            near = difflib.get_close_matches(name, TOP, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(TOP)}"
-            raise ConfigError(path, name, f"unknown key; {hint}")
+            raise unknown(path, "", name, TOP)
     listen = data.get("listen", [])
     if not isinstance(listen, list) or not all(isinstance(text, str) for text in listen):
         raise ConfigError(path, "listen", f'expected a list of URLs, such as ["{DEFAULT_LISTEN}"]')
     admin = ADMIN.read(path, "admin", data["admin"]) if "admin" in data else ""
     limits = data.get("limits", {})
-    rows = data.get("device", [])
+    tables = data.get("device", [])
     if not isinstance(limits, dict):
         raise ConfigError(path, "limits", "expected a table: [limits]")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(tables, list) or not all(isinstance(row, dict) for row in tables):
         raise ConfigError(path, "device", "expected tables: [[device]]")
     devices = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(tables):
         given = dict(row)
         kind = given.pop("type", None)
         devices.append(device(path, f"device[{number}].", str(kind), given))
@@ -427,21 +277,8 @@ def describe() -> str:
     lines = ["# All keys of a target's configuration file, with their defaults.", ""]
     lines += [f'listen = ["{DEFAULT_LISTEN}"]  # where to listen; loopback unless you say more', ""]
 
-    def rows(keys: Mapping[str, Key], chosen: tuple[str, ...] = ()) -> None:
-        for name, key in keys.items():
-            if key.default is REQUIRED or name in chosen:
-                value = EXAMPLES[key.kind]
-            elif isinstance(key.default, bool | dict):
-                value = str(key.default).lower()
-            else:
-                value = repr(key.default).replace("'", '"')
-            off = "# " if key.default == "" else ""  # no value is the default
-            lines.append(f"{off}{name} = {value}  # {key.help}; {key.expected}")
-
     lines += [f'# admin = "/run/vof/target.sock"  # {ADMIN.help}; {ADMIN.expected}', ""]
-    lines.append("[limits]")
-    rows(LIMITS)
+    lines += ["[limits]", *rows(LIMITS)]
     for kind, keys in DEVICES.items():
-        lines += ["", "[[device]]", f'type = "{kind}"']
-        rows(keys, CHOICES.get(kind, ((),))[-1])
+        lines += ["", "[[device]]", f'type = "{kind}"', *rows(keys, CHOICES.get(kind, ((),))[-1])]
     return "\n".join(lines)
