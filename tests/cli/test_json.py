@@ -36,6 +36,7 @@ def arguments(world, tmp_path) -> dict[str, list[str]]:
         "info": ["info", world["disk"], "--json"],
         "bench": ["bench", world["disk"], "--json", "--seconds", "0.05"],
         "net": ["net", world["net"], "--ping", "10", "--json"],
+        "doctor": ["doctor", "--json", "--path", str(tmp_path)],
         "blk": ["blk", "read", world["disk"], str(tmp_path / "out"), "--json"],
     }
 
@@ -86,6 +87,16 @@ def test_documents(command: str, request, tmp_path, capsys):
         if key in document:
             (row,) = re.findall(rf"^\| `{key}` .*$", TABLES[command], re.MULTILINE)
             assert document[key].keys() == set(re.findall(r"`([\w.]+)`", row)) - {key}
+
+
+def test_findings_of_the_doctor(tmp_path, capsys):
+    assert main(["doctor", "--json", "--path", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert all(row.keys() == {"id", "level", "seen", "todo"} for row in found)
+    _, levels, ids = re.split(r"A level is|; ids stay.", TABLES["doctor"])
+    names = re.findall(r"`([^`]+)`", ids)
+    assert [row["id"] for row in found] == names
+    assert {row["level"] for row in found} <= set(re.findall(r"`(\w+)`", levels))
 
 
 def test_every_command_with_json_is_documented():

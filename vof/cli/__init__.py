@@ -26,6 +26,7 @@ COMMANDS = {
     "net": ("vof.cli.net", "look at a remote network device, and test it"),
     "bench": ("vof.cli.bench", "measure a remote device"),
     "demo": ("vof.cli.demo", "run a target and a client once, and check every byte"),
+    "doctor": ("vof.cli.doctor", "say what this machine can do, and what to do about the rest"),
     "install": ("vof.cli.install", "install the service, its manual pages and a configuration"),
     "man": ("vof.cli.man", "print a manual page"),
 }
