@@ -77,6 +77,16 @@ def test_nothing_to_carry():
     assert len(stream.free) == 4
 
 
+def test_so_many_segments_and_no_more():
+    stream = queue()
+    stream.add([b"?"] * 1000 + [bytearray(1)] * 24 + [b""], 1000, "token", None)
+    drain(stream)
+    with pytest.raises(InvalidArgument, match="1025 segments"):
+        stream.add([b"?"] * 1000 + [bytearray(1)] * 25, 1000, "token", None)
+    assert len(stream.free) == 3
+    assert drain(stream) == b""
+
+
 def test_large_readable_parts_are_not_copied():
     stream = queue()
     data = bytearray(SMALL_BYTES + 1)
@@ -317,11 +327,55 @@ def test_zeroes_are_the_answer_to_what_is_not_there():
     assert not stream.notices
 
 
-def test_news_are_asked_for_again():
+def test_news_are_asked_for_again_with_the_next_command():
     stream = control()
     feed(stream.inbox, done(FIRST + 2, 6))
     assert list(stream.notices) == [(v5.ID_CONFIG_CHANGE, {"generation": 6})]
-    assert drain(stream) == plain(4108, FIRST + 3)
+    assert drain(stream) == b""
+    stream.command(v5.GET_VQ_SIZE, {"vq_index": 2}, b"", "nothing to send")
+    assert drain(stream) == b""
+    for number, more in enumerate((True, False)):
+        stream.command(v5.GET_STATUS, {}, b"", "look")
+        sent = plain(4108, FIRST + 3) if more else b""
+        assert drain(stream) == sent + plain(4099, FIRST + 4 + number)
+
+
+def test_a_flood_of_news_is_an_error_and_takes_no_memory():
+    stream = control()
+    with pytest.raises(RemoteProtocolError, match=f"id {FIRST + 3}: none in flight"):
+        feed(stream.inbox, b"".join(done(FIRST + n, 6) for n in range(2, 1000)))
+    assert len(stream.notices) == 1
+    assert drain(stream) == b""
+
+
+@pytest.mark.parametrize(
+    ("opcode", "fields", "name", "most"),
+    [
+        (v5.GET_VENDOR_ID, {}, "vendor_id", 0xFFFFFFFF),
+        (v5.GET_DEVICE_ID, {}, "device_id", 0xFFFFFFFF),
+        (v5.GET_STATUS, {}, "device_status", 0xFF),
+        (v5.GET_VQ_SIZE, {"vq_index": 0}, "size", 0x8000),
+    ],
+)
+def test_no_value_beyond_its_kind(opcode, fields, name, most):
+    stream = control()
+    stream._next = AT
+    stream.command(opcode, fields, b"", "right")
+    stream.command(opcode, fields, b"", "refused")
+    stream.command(opcode, fields, b"", "wrong")
+    feed(stream.inbox, done(AT, most) + done(AT + 1, (1 << 64) - 1, status=22))
+    assert stream.answers[0] == ("right", v5.OK, {name: most})
+    assert len(stream.answers) == 2
+    with pytest.raises(RemoteProtocolError, match=f"{name} {most + 1}: it is at most {most}"):
+        feed(stream.inbox, done(AT + 2, most + 1))
+
+
+def test_an_instance_id_has_16_bits():
+    stream = V0Initiator(32, control=True)
+    stream.command(v5.CONNECT, {"device_instance_id": 0xFFFF}, b"", "connect")
+    with pytest.raises(RemoteProtocolError, match="CONNECT is answered with device_instance_id"):
+        feed(stream.inbox, done(FIRST, 0xFFFF))
+    assert not stream.answers
 
 
 def test_a_target_that_does_not_know_its_queues():

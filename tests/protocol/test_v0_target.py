@@ -151,6 +151,15 @@ def test_a_device_without_a_word_for_failure():
     assert drain(stream) == done(6, 0, 2, 22) + desc(1, 1, True) + desc(0, 2, True) + b"\0"
 
 
+@pytest.mark.parametrize("failure", [b"\1", b"ab"])
+def test_failure_is_told_at_the_very_end_even_where_empty_descriptors_follow(failure):
+    stream = bound(1, request_bytes=100, failure=failure)
+    descs = [desc(101, 1, True), desc(1, 2, True), desc(0, 3, True), desc(0, 4, True)]
+    feed(stream.inbox, vring(6, *descs) + vring(7, desc(0, 3, True), desc(101, 4)) + bytes(101))
+    answer = done(6, 0, 4, 22) + desc(1, 1, True) + b"".join(descs[1:]) + b"\0" + failure[-1:]
+    assert drain(stream) == answer + done(7, 0, 1, 22) + desc(0, 3, True)
+
+
 def test_a_failure_that_cannot_be_told_ends_the_connection():
     stream = bound(1, request_bytes=100, failure=b"\1")
     with pytest.raises(RemoteProtocolError, match="cannot be told"):
@@ -243,6 +252,15 @@ def test_a_connect_that_is_none_may_be_tried_again(wrong, answer):
     feed(stream.inbox, connect(**wrong) + connect(4), 100)
     assert drain(stream) == answer
     assert [message.command_id for message in stream.messages] == [4]
+
+
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("wrong", [{}, {"oftype": 1}, {"length": 1023}, {"write": True}])
+def test_connect_on_a_queue_is_for_the_session_to_judge(size, wrong):
+    stream = bound(size)
+    feed(stream.inbox, connect(**wrong))
+    assert [message.opcode for message in stream.messages] == [v5.CONNECT]
+    assert drain(stream) == b""
 
 
 @pytest.mark.parametrize("ndesc", [0, 2, 65535])

@@ -34,6 +34,17 @@ DESC = v0.DESC.codec
 CONTROL_IDS = range(0x8001, 0x10000)
 """Ids of control commands; those of requests are below, and none is 0."""
 
+MOST = {
+    "device_instance_id": v5.NEW_INSTANCE - 1,
+    "vendor_id": 0xFFFFFFFF,
+    "device_id": 0xFFFFFFFF,
+    "generation": 0xFFFFFFFF,
+    "device_status": 0xFF,
+    "num_queues": 0xFFFF,
+    "size": 0x8000,
+}
+"""What a completion may bring at most, by its name, whatever else fits into eight bytes."""
+
 Fields = Mapping[str, int]
 Step = tuple[int, dict[str, int]]
 """One command on the wire: opcode and fields."""
@@ -115,6 +126,7 @@ class V0Initiator(InitiatorStream):
         self._steps: dict[int, tuple[int, _Command | None]] = {}
         self._next = CONTROL_IDS.start
         self._num_queues: int | None = None
+        self._ask = False  # for the next change, with the next command
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -122,16 +134,18 @@ class V0Initiator(InitiatorStream):
         """Append one VRING command; an empty segment is left out.
 
         Raises:
-            InvalidArgument: all segments are empty.
+            InvalidArgument: all segments are empty, or they are too many.
         """
         readable = [sg for sg in sgs[:out_sgs] if len(sg)]
         writable = [memoryview(sg) for sg in sgs[out_sgs:] if len(sg)]
         in_length = sum(map(len, writable))
         if not readable and not writable:
             raise InvalidArgument("dialect v0 carries no buffer without any byte")
-        command_id = self.free.pop()
-        self._entries[command_id] = (data, ctx, writable, in_length)
-        self._writable[command_id] = len(writable)
+        ndesc = len(readable) + len(writable)
+        if ndesc > v0.MAX_SEGS:
+            raise InvalidArgument(
+                f"a buffer of {ndesc} segments; dialect v0 carries at most {v0.MAX_SEGS}"
+            )
         first = len(writable)  # writable descriptors are numbered from 0: they come back
         descs, offset = bytearray(), 0
         for number, sg in enumerate(readable, first):
@@ -139,8 +153,10 @@ class V0Initiator(InitiatorStream):
             offset += len(sg)
         for number, space in enumerate(writable):
             descs += DESC.pack(0, len(space), number, v0.VRING_DESC_F_WRITE, 0)
+        command_id = self.free.pop()
+        self._entries[command_id] = (data, ctx, writable, in_length)
+        self._writable[command_id] = first
         outbox = self.outbox
-        ndesc = first + len(readable)
         outbox.tail += VRING_COMMAND.pack(v0.VRING, command_id, offset & 0xFFFFFFFF, ndesc)
         outbox.tail += descs
         for sg in readable:
@@ -157,6 +173,9 @@ class V0Initiator(InitiatorStream):
         if opcode == v5.GET_VQ_SIZE and fields["vq_index"] >= (self._num_queues or 0x10000):
             self._answer(_Command(opcode, fields, data, 0), (v5.EQUEUEQUOT, {}))
             return
+        if self._ask and steps:
+            self._ask = False
+            self._send(v0.GET_CONFIG_CHANGED, {}, None)
         command = _Command(opcode, fields, data, len(steps))
         for step in steps:
             self._send(*step, command)
@@ -259,6 +278,11 @@ class V0Initiator(InitiatorStream):
         opcode, command = self._steps.pop(command_id)
         names = v0.COMMANDS[opcode].completion.names
         fields = {names[-1]: value} if len(names) > 3 else {}
+        if not status and value > MOST.get(names[-1], value):
+            raise RemoteProtocolError(
+                f"{v0.COMMANDS[opcode].name} is answered with {names[-1]} {value}: "
+                f"it is at most {MOST[names[-1]]}"
+            )
         if command is None:
             self._news(opcode, status, fields)
             return
@@ -286,7 +310,7 @@ class V0Initiator(InitiatorStream):
             self._num_queues = fields["num_queues"] if not status else None
         elif not status:
             self.notices.append((v5.ID_CONFIG_CHANGE, fields))
-            self._send(v0.GET_CONFIG_CHANGED, {}, None)
+            self._ask = True  # not here: a target that answers at once would never be done with
 
     # -- ends ---------------------------------------------------------------------------------
 

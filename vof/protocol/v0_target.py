@@ -48,7 +48,7 @@ class V0Target(TargetStream):
             opcode, command_id, _, ndesc = VRING_COMMAND.unpack_from(inbox.view, inbox.pos)
             if opcode == v0.VRING and self._queue_size >= 0:
                 yield from self._request(command_id, ndesc)
-            elif opcode == v0.CONNECT:
+            elif opcode == v0.CONNECT and self._queue_size < 0:
                 yield from self._connect(command_id)
             else:
                 yield from self._other(opcode, command_id)
@@ -248,21 +248,22 @@ class V0Target(TargetStream):
 
         The answer can be much longer than the request: it waits until it fits the budget.
         """
-        ndesc = len(back) // DESC.size
-        last = LENGTH.unpack_from(back, len(back) - DESC.size + LENGTH_AT)[0] if back else 0
-        if self._failure and last > INLINE_BYTES:
+        ndesc, end, last = len(back) // DESC.size, len(back), 0
+        while self._failure and end and not last:  # the last one that is not empty
+            end -= DESC.size
+            (last,) = LENGTH.unpack_from(back, end + LENGTH_AT)
+        if last > INLINE_BYTES:
             raise RemoteProtocolError(
                 f"a request beyond the limits, whose failure cannot be told: {last} bytes at its "
                 "end, where the status belongs"
             )
         if back:
-            yield from self._afford(16 + len(back) + ndesc + (last if self._failure else 0))
-        view = memoryview(back)
-        if self._failure and last:
-            data = bytes(_shorten(view[: -DESC.size], 0, len(back) - DESC.size, 0))
-            data += bytes(last - len(self._failure)) + self._failure
+            yield from self._afford(16 + len(back) + ndesc + last)
+        if last:
+            data = bytes(_shorten(memoryview(back)[:end], 0, end, 0))
+            data += self._failure[-last:].rjust(last, b"\0")
         else:
-            data = bytes(_shorten(view, 0, len(back), 0))
+            data = bytes(_shorten(memoryview(back), 0, len(back), 0))
         self._complete(status, command_id, ndesc)
         self.outbox.tail += back
         self.outbox.tail += data
