@@ -29,7 +29,7 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH'
 def test_every_block_is_run_here():
     assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
     assert FILES.keys() == {"upper.py", "ask.py"}
-    assert (len(SHELL), len(TOML)) == (6, 1)
+    assert (len(SHELL), len(TOML)) == (7, 1)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -79,7 +79,7 @@ def running(command: str, names: list[str], where: Path):
     target = subprocess.Popen(
         ["bash", "-e", "-c", command.replace("vof target", "exec vof target")],
         cwd=where,
-        env=PATH,
+        env=PATH | {"XDG_RUNTIME_DIR": str(where)},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -100,7 +100,7 @@ def client(command: str, where: Path) -> str:
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", command],
         cwd=where,
-        env=PATH,
+        env=PATH | {"XDG_RUNTIME_DIR": str(where)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -115,6 +115,12 @@ def test_target_and_client(tmp_path: Path):
     assert "hello, disk" in printed
     assert "1000 back whole, 0 lost" in printed
     assert re.search(r"[0-9a-f]{32}$", printed, re.MULTILINE)
+
+
+def test_looking_after_it(tmp_path: Path):
+    with running(SHELL[2], ["disk0", "rng0", "net0"], tmp_path):
+        printed = client(SHELL[6], tmp_path)
+    assert re.search(r"^disk0 +blk +serving +0 +disk.img$", printed, re.MULTILINE)
 
 
 def test_a_device_of_your_own(tmp_path: Path):

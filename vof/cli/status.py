@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 if args.json:
                     print_json("status", reply)
                 else:
-                    print(CLEAR * clear + text(reply))
+                    print(CLEAR * clear + plain(text(reply)))
                 if not args.watch:
                     return 0
                 sys.stdout.flush()
@@ -51,6 +51,11 @@ def run(args: argparse.Namespace) -> int:
         if not args.watch:
             raise
         return 0
+
+
+def plain(words: str) -> str:
+    """Return text that does nothing to a terminal."""
+    return "".join(one if one.isprintable() or one == "\n" else "?" for one in words)
 
 
 def duration(seconds: float | None) -> str:
