@@ -29,7 +29,7 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH'
 def test_every_block_is_run_here():
     assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
     assert FILES.keys() == {"upper.py", "ask.py"}
-    assert (len(SHELL), len(TOML)) == (7, 1)
+    assert (len(SHELL), len(TOML)) == (8, 1)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -136,3 +136,16 @@ def test_a_device_of_your_own(tmp_path: Path):
 
 def test_a_device_of_your_own_is_short():
     assert len(FILES["upper.py"].splitlines()) <= 22
+
+
+def test_the_service(tmp_path: Path):
+    """Without root and systemd: what is installed is what is started then."""
+    *making, installing, reloading, enabling = SHELL[7].splitlines()
+    assert [line.split()[-1] for line in making] == ["/opt/vof", "."]
+    assert reloading == "sudo systemctl daemon-reload"
+    command = installing.replace("sudo /opt/vof/bin/vof", "vof")
+    client(f"{command} --destdir . --program /opt/vof/bin/vof", tmp_path)
+    assert list(tmp_path.rglob(enabling.split()[-1]))
+    for place in re.findall(r"`(/etc/vof/[^`]+)`", README):
+        assert Path(f"{tmp_path}{place}").is_file()
+    client("vof doctor --path .", tmp_path)

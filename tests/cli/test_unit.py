@@ -2,6 +2,7 @@
 """The units: what systemd says of them, and that the target can live in the cage they make."""
 
 import configparser
+import json
 import os
 import re
 import shlex
@@ -93,6 +94,12 @@ def test_the_first_configuration_is_right(run, tmp_path):
     assert [one.tvqn for one in found.devices] == ["rng0", "disk0"]
 
 
+def until(manager, key):
+    """Wait for a message of the target."""
+    while key not in manager.read():
+        pass
+
+
 # -- the target in its cage -----------------------------------------------------------------------
 
 
@@ -107,11 +114,14 @@ def allowed(analyze: str, names: list[str]) -> set[str]:
     return plain | (allowed(analyze, nested) if nested else set())
 
 
-async def test_the_target_asks_for_nothing_that_the_unit_forbids(unit, manager, tmp_path, require):
+async def test_the_target_asks_for_nothing_that_the_unit_forbids(
+    unit, manager, tmp_path, require, capsys
+):
     """The unit's command line, as a service manager would run it, under the eyes of strace."""
     strace, analyze = require("strace", "strace"), require("systemd-analyze", "systemd")
     image, settings, log = tmp_path / "disk.img", tmp_path / "etc/vof/target.toml", tmp_path / "log"
     image.write_bytes(bytes(1 << 20))
+    capsys.readouterr()
     path = tmp_path / "s"
     settings.write_text(
         f'[[device]]\ntype = "blk"\npath = "{image}"\ntvqn = "disk"\n[[device]]\ntype = "rng"\n'
@@ -128,7 +138,9 @@ async def test_the_target_asks_for_nothing_that_the_unit_forbids(unit, manager, 
                 + ["-c", PASS_FDS, str(fd), *words[1:3], str(settings)],
                 cwd=ROOT,
                 pass_fds=[fd],
-                env=os.environ | manager.env | {"WATCHDOG_USEC": "100000"},
+                env=os.environ
+                | manager.env
+                | {"WATCHDOG_USEC": "100000", "RUNTIME_DIRECTORY": str(tmp_path)},
                 stdout=subprocess.DEVNULL,
             )
         )
@@ -143,9 +155,17 @@ async def test_the_target_asks_for_nothing_that_the_unit_forbids(unit, manager, 
                     await disk.write_zeroes(0, 4096)
                     await disk.discard(4096, 4096)
                     await disk.read(0, 1 << 16)
-            os.kill(int(log.read_text().split()[0]), signal.SIGTERM)
-            while "STOPPING" not in manager.read():
-                pass
+            pid = int(log.read_text().split()[0])
+            settings.write_text(settings.read_text() + '[[device]]\ntype = "mem"\nsize = "1M"\n')
+            os.kill(pid, signal.SIGHUP)
+            until(manager, "RELOADING")
+            until(manager, "READY")
+            words = ["status", "--json", "--socket", f"{tmp_path}/target.sock"]
+            assert await trio.to_thread.run_sync(cli.main, words) == 0
+            served = json.loads(capsys.readouterr().out)["devices"]
+            assert {one["tvqn"] for one in served} == {"disk", "rng", "mem"}
+            os.kill(pid, signal.SIGTERM)
+            until(manager, "STOPPING")
             assert await trio.to_thread.run_sync(target.wait, LONGEST_S) == daemon.EXIT_OK
         finally:
             if target.poll() is None:

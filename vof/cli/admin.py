@@ -29,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--socket",
         metavar="PATH",
-        help=f"the target's admin socket (default {default_socket()}, then {SYSTEM})",
+        help=f"the target's admin socket (default {NAME} in $RUNTIME_DIRECTORY, else"
+        f" $XDG_RUNTIME_DIR/vof, else /tmp/vof-UID; then {SYSTEM})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "VOF_POLL_US": "Longest spin before a sleep, in microseconds (default 100); 0 turns it off.",
 }
 
+EXIT = re.compile(r"\n|, (?=\d+ )")
+"""What stands between the exit codes of a help."""
 SECTIONS = {FILE: 5}
 
 
@@ -121,10 +123,10 @@ def _prose(text: str) -> Iterator[str]:
         lines = block.splitlines()
         plain = [line for line in lines if not line.startswith(" ")]
         indented = [line.strip() for line in lines if line.startswith(" ")]
-        if plain == ["exit codes:"]:
+        if block.startswith("exit codes:"):
             yield ".SH EXIT STATUS"
-            for line in indented:
-                code, _, meaning = line.partition(" ")
+            for line in EXIT.split(block.removeprefix("exit codes:").strip()):
+                code, _, meaning = line.strip().partition(" ")
                 yield from _item(_bold(code), meaning.strip())
             continue
         yield from (".PP", *map(escape, plain))
