@@ -209,7 +209,7 @@ class Target:
         """Wait until nobody is connected any more, and nothing is left of anybody."""
         await self._target.gone()
         with trio.fail_after(5):
-            while self.server._connections:
+            while self.server.connections:
                 await trio.lowlevel.checkpoint()
 
     def close_peers(self) -> None:
