@@ -106,7 +106,7 @@ async def listen(url: Url) -> list[Listener]:
 def adopt(sock: socket.socket) -> Listener:
     """Make a listener of a listening socket that somebody else made, such as systemd.
 
-    The listener owns the socket, but not the file of a unix socket. Its dialect is the native one.
+    The listener owns the socket, but not the file of a unix socket. It names no dialect.
 
     Raises:
         ConfigError: no transport has such sockets, or no URL can name it; it is closed then.
