@@ -18,7 +18,7 @@ import vof
 from tests.daemon import LONGEST_S, PASS_FDS, ROOT, Manager
 from vof import cli
 from vof.initiator.drivers.blk import Blk
-from vof.target import config, daemon, systemd
+from vof.target import config, daemon, files, systemd
 from vof.transport import Url
 
 PROGRAM = "/opt/vof/bin/vof"
@@ -86,11 +86,11 @@ def test_only_what_another_start_cannot_mend_ends_it(unit):
 
 def test_the_first_configuration_is_right(run, tmp_path):
     run()
-    found = config.load(str(tmp_path / "etc/vof/target.toml"))
+    found = files.load(str(tmp_path / "etc/vof/target.toml"))
     assert [one.tvqn for one in found.devices] == ["rng0"]
     text = (tmp_path / "etc/vof/target.toml").read_text()
     (tmp_path / "more.toml").write_text(re.sub(r"^# (\[|\w+ =)", r"\1", text, flags=re.MULTILINE))
-    found = config.load(str(tmp_path / "more.toml"))
+    found = files.load(str(tmp_path / "more.toml"))
     assert [one.tvqn for one in found.devices] == ["rng0", "disk0"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vof.errors import ConfigError
-from vof.target import config
+from vof.target import config, files
 from vof.target.keys import REQUIRED
 from vof.target.server import Limits
 from vof.transport import parse_url
@@ -23,7 +23,7 @@ def load(tmp_path):
     def load(text):
         path = tmp_path / "target.toml"
         path.write_text(text)
-        return config.load(str(path))
+        return files.load(str(path))
 
     return load
 
@@ -151,10 +151,10 @@ def test_what_is_wrong_is_named_by_file_and_key(load, tmp_path, text, key, words
 
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
-        config.load(str(tmp_path / "none.toml"))
+        files.load(str(tmp_path / "none.toml"))
     (tmp_path / "binary.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"binary\.toml"):
-        config.load(str(tmp_path / "binary.toml"))
+        files.load(str(tmp_path / "binary.toml"))
 
 
 # -- the command line -----------------------------------------------------------------------------

@@ -117,6 +117,26 @@ def test_a_wrong_configuration(start, tmp_path):
     assert err == f"vof: {path}: device[0].queus: unknown key; did you mean queue_size?\n"
 
 
+def test_drop_ins_and_a_reload_of_one_more(start, tmp_path):
+    path, more = tmp_path / "t.toml", tmp_path / "t.toml.d"
+    more.mkdir()
+    (more / "10-listen.toml").write_text(f'listen = ["{ANY[1]}"]')
+    (more / "20-rng.toml").write_text('[[device]]\ntype = "rng"\n')
+    target = start("--config", str(path))
+    assert target.line().endswith("/rng")
+    (more / "30-rng.toml").write_text('[[device]]\ntype = "rng"\ntvqn = "two"\nqueu = 1\n')
+    target.signal(signal.SIGHUP)
+    expected = f"nothing has changed: {more}/30-rng.toml: device[0].queu: unknown key"
+    while expected not in target.line("stderr"):
+        pass
+    (more / "30-rng.toml").write_text('[[device]]\ntype = "rng"\ntvqn = "two"\n')
+    target.signal(signal.SIGHUP)
+    while "reloaded: added two" not in target.line("stderr"):
+        pass
+    target.signal()
+    assert target.end()[0] == daemon.EXIT_OK
+
+
 def test_a_file_that_is_missing(start, tmp_path):
     code, out, err = start(*ANY, "--rng", "--blk", str(tmp_path / "none.img")).end()
     assert (code, out) == (daemon.EXIT_DEVICE, "")

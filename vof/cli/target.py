@@ -46,7 +46,9 @@ exit codes:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.epilog = EPILOG
-    parser.add_argument("--config", metavar="FILE", help="a TOML file; see --help-config")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file, and FILE.d/*.toml; see --help-config"
+    )
     parser.add_argument(
         "--admin",
         metavar="PATH",
@@ -84,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve, check, or explain."""
     from vof.errors import ConfigError
-    from vof.target import config
+    from vof.target import config, files
 
     if args.help_config:
         print(config.describe())
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if args.config:
         if devices or args.listen or args.limit:
             raise ConfigError("--config", "", "devices, --listen and --limit belong into the file")
-        load = partial(config.load, args.config)
+        load = partial(files.load, args.config)
         settings = load()
     else:
         limits = dict(text.partition("=")[::2] for text in args.limit)

@@ -8,20 +8,17 @@ themselves (``vof target --help-config``), and name what is wrong by file and do
 import dataclasses
 import os
 import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vof.errors import ConfigError
-from vof.target.keys import REQUIRED, Key, read_table, rows, unknown
+from vof.target.keys import REQUIRED, Key, read_table, rows
 from vof.target.server import Limits
 from vof.transport import Url, parse_url
 from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU
 
 DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
-TOP = ("listen", "admin", "limits", "device")
-"""What a file may have."""
 
 
 _NUMBERS = {field.name: field.default for field in dataclasses.fields(Limits)}
@@ -66,6 +63,9 @@ LIMITS: dict[str, Key] = {
         "integer", 100, "longest spin before a sleep, in microseconds; 0: none", 0, 10000
     ),
 }
+
+RISING = (("request_bytes", "queue_bytes"),)
+"""Pairs of limits of which the second is not the smaller one."""
 
 ADMIN = Key("path", "", "where vof status and others reach the target, or none")
 
@@ -171,14 +171,15 @@ def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> De
     return Device(kind, tvqn, values, (path, prefix.rstrip(".")))
 
 
-def _named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
+def named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
     """Name each device that has no name yet. Raises ConfigError for a name given twice."""
-    taken: set[str] = set()
+    taken: dict[str, tuple[str, str]] = {}
     for one in devices:
         if one.tvqn in taken:
-            raise ConfigError(*one.where, f"tvqn {one.tvqn!r} is taken: give each its own")
+            text = f"tvqn {one.tvqn!r} is taken by {': '.join(taken[one.tvqn])}: give each its own"
+            raise ConfigError(*one.where, text)
         if one.tvqn:
-            taken.add(one.tvqn)
+            taken[one.tvqn] = one.where
     named = []
     for one in devices:
         name = one.tvqn
@@ -190,7 +191,7 @@ def _named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
             while name in taken:
                 number += 1
                 name = f"{base}-{number}"
-            taken.add(name)
+            taken[name] = one.where
         named.append(one._replace(tvqn=name))
     return tuple(named)
 
@@ -219,21 +220,10 @@ def option(name: str, text: str) -> Device:
     return device(f"--{name}", "", name, given)
 
 
-def build(
-    path: str,
-    listen: tuple[str, ...],
-    devices: tuple[Device, ...],
-    limits: Mapping[str, object],
-) -> Config:
-    """Put a configuration together and check what concerns all of it. Raises ConfigError."""
-    if not devices:
-        raise ConfigError(path, "device", "nothing to serve: name at least one device")
-    values = read_table(path, "limits.", LIMITS, limits)
-    poll_us = values.pop("poll_us")
-    if values["queue_bytes"] < values["request_bytes"]:
-        raise ConfigError(path, "limits.queue_bytes", "less than limits.request_bytes")
+def read_listen(path: str, texts: Sequence[str]) -> tuple[Url, ...]:
+    """Read where to listen. Raises ConfigError."""
     urls = []
-    for number, text in enumerate(listen or (DEFAULT_LISTEN,)):
+    for number, text in enumerate(texts):
         where = f"listen[{number}]"
         try:
             url = parse_url(text)
@@ -242,39 +232,56 @@ def build(
         if url.tvqn:
             raise ConfigError(path, where, f"{text}: a listener serves all devices; no name")
         urls.append(url)
-    return Config(tuple(urls), _named(devices), Limits(**values), poll_us)
+    return tuple(urls)
 
 
-def load(path: str) -> Config:
-    """Read a TOML file. Raises ConfigError."""
-    try:
-        data = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(path, "", str(error)) from None
-    for name in data:
-        if name not in TOP:
-            raise unknown(path, "", name, TOP)
-    listen = data.get("listen", [])
-    if not isinstance(listen, list) or not all(isinstance(text, str) for text in listen):
-        raise ConfigError(path, "listen", f'expected a list of URLs, such as ["{DEFAULT_LISTEN}"]')
-    admin = ADMIN.read(path, "admin", data["admin"]) if "admin" in data else ""
-    limits = data.get("limits", {})
-    tables = data.get("device", [])
-    if not isinstance(limits, dict):
-        raise ConfigError(path, "limits", "expected a table: [limits]")
-    if not isinstance(tables, list) or not all(isinstance(row, dict) for row in tables):
-        raise ConfigError(path, "device", "expected tables: [[device]]")
-    devices = []
-    for number, row in enumerate(tables):
-        given = dict(row)
-        kind = given.pop("type", None)
-        devices.append(device(path, f"device[{number}].", str(kind), given))
-    return build(path, tuple(listen), tuple(devices), limits)._replace(admin=admin)
+def build(
+    path: str,
+    listen: Sequence[str],
+    devices: tuple[Device, ...],
+    limits: Mapping[str, object],
+) -> Config:
+    """Put a configuration together and check what concerns all of it. Raises ConfigError."""
+    values = read_table(path, "limits.", LIMITS, limits)
+    return whole(path, read_listen(path, listen), devices, values, dict.fromkeys(values, path))
+
+
+def whole(
+    path: str,
+    listen: tuple[Url, ...],
+    devices: tuple[Device, ...],
+    limits: Mapping[str, Any],
+    where: Mapping[str, str],
+) -> Config:
+    """Check what concerns all of a configuration, whose parts were read. Raises ConfigError.
+
+    Args:
+        path: what it comes from.
+        listen: where; the default where there is none.
+        devices: at least one; those without a name get one.
+        limits: all of them.
+        where: the file of a limit, if it is another than ``path``.
+    """
+    if not devices:
+        raise ConfigError(path, "device", "nothing to serve: name at least one device")
+    values = dict(limits)
+    poll_us = values.pop("poll_us")
+    for small, large in RISING:
+        if values[large] < values[small]:
+            at, other = where.get(large) or where.get(small) or path, where.get(small, "default")
+            least = f"limits.{small}: {values[small]}" + (f" ({other})" if other != at else "")
+            raise ConfigError(at, f"limits.{large}", f"{values[large]} is less than {least}")
+    listen = listen or read_listen(path, (DEFAULT_LISTEN,))
+    return Config(listen, named(devices), Limits(**values), poll_us)
 
 
 def describe() -> str:
     """Return the documentation of the file, which is itself a valid file."""
-    lines = ["# All keys of a target's configuration file, with their defaults.", ""]
+    lines = [
+        "# All keys of a target's configuration file, with their defaults. After FILE, all of",
+        "# FILE.d/*.toml are read, by name: they replace single keys, and add devices.",
+        "",
+    ]
     lines += [f'listen = ["{DEFAULT_LISTEN}"]  # where to listen; loopback unless you say more', ""]
 
     lines += [f'# admin = "/run/vof/target.sock"  # {ADMIN.help}; {ADMIN.expected}', ""]
