@@ -94,22 +94,32 @@ class FabricDevice(VirtioDevice):
             self._connection.close()
             raise
 
-    async def _link(self, size: int, control: bool, **fields: int) -> tuple[Link, dict[str, int]]:
-        """Open a connection and CONNECT it."""
+    async def _link(
+        self, size: int, control: bool, tries: int = 1, **fields: int
+    ) -> tuple[Link, dict[str, int]]:
+        """Open a connection and CONNECT it; ``tries`` times, on the same one, a queue in use."""
         connection = await _dial(self.url, self._timeout)
         stream = self.url.dialect.initiator(size, control)
         connection.attach(stream, self._nursery)
         try:
-            answer = await exchange(
-                connection,
-                stream,
-                v5.CONNECT,
-                self._timeout,
-                self._names,
-                length=len(self._names),
-                queue_size=size,
-                **fields,
-            )
+            while True:
+                tries -= 1
+                try:
+                    answer = await exchange(
+                        connection,
+                        stream,
+                        v5.CONNECT,
+                        self._timeout,
+                        self._names,
+                        length=len(self._names),
+                        queue_size=size,
+                        **fields,
+                    )
+                    break
+                except CommandError as error:
+                    if error.status != v5.EQUEUEBUSY or not tries:
+                        raise
+                await trio.sleep(BUSY_PAUSE_S)
         except BaseException:
             connection.close()
             raise
@@ -213,18 +223,10 @@ class FabricDevice(VirtioDevice):
 
     async def _link_vq(self, index: int, size: int) -> Link:
         """Connect a virtqueue; wait a little for one that the target is still taking down."""
-        tries = 0
-        while True:
-            try:
-                link, _ = await self._link(
-                    size, False, device_instance_id=self.instance_id, vq_index=index
-                )
-                return link
-            except CommandError as error:
-                tries += 1
-                if error.status != v5.EQUEUEBUSY or tries == BUSY_RETRIES:
-                    raise
-            await trio.sleep(BUSY_PAUSE_S)
+        link, _ = await self._link(
+            size, False, BUSY_RETRIES, device_instance_id=self.instance_id, vq_index=index
+        )
+        return link
 
     async def del_vqs(self) -> None:
         """Disconnect the queues; an idle one politely."""
