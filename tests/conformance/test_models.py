@@ -6,7 +6,15 @@ import pytest
 from tests.conformance.memory_device import maker
 from vof.conformance import Failed, check_model
 from vof.errors import LocalProtocolError
-from vof.target.devices import BlkModel, MemoryBacking, NetModel, RngModel
+from vof.target.devices import (
+    BlkModel,
+    ConsoleModel,
+    MemoryBacking,
+    NetModel,
+    PtyPort,
+    RngModel,
+    SocketPort,
+)
 from vof.virtio import DeviceModel
 
 MAKES = {"plain": maker(), "ring-like": maker(count_buffers=True), "late": maker(late=2)}
@@ -25,6 +33,14 @@ async def test_blk(make):
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 async def test_net(make):
     await check_model(NetModel, make)
+
+
+@pytest.mark.parametrize("port", [SocketPort, PtyPort])
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+async def test_console(make, port, tmp_path):
+    one = port(str(tmp_path / "port"))
+    await check_model(lambda: ConsoleModel(one, cols=80, rows=25), make)
+    one.close()
 
 
 class Swallow(DeviceModel):

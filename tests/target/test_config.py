@@ -292,6 +292,21 @@ def test_what_a_network_device_cannot_be(text, key, words):
     assert (caught.value.path, caught.value.key) == ("--net", key)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("", "", "exactly one of: pty, or socket"),
+        ("pty=a,socket=b", "", "exactly one of"),
+        ("pty=a,cols=65536", "cols", "0 to 65535"),
+        ("/run/console.sock", "/run/console.sock", "known: pty, socket,"),
+    ],
+)
+def test_what_a_console_cannot_be(text, key, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        config.option("console", text)
+    assert (caught.value.path, caught.value.key) == ("--console", key)
+
+
 def test_every_default_is_allowed():
     for keys in (config.LIMITS, *config.DEVICES.values()):
         for name, key in keys.items():

@@ -9,7 +9,14 @@ from vof.errors import ConfigError, VofError
 from vof.target import config
 from vof.target.exports import FACTORIES, close_all, open_all, open_device, probe, station
 from vof.virtio.blk import VIRTIO_BLK_F_RO, BlkConfig
-from vof.virtio.constants import VIRTIO_ID_BLOCK, VIRTIO_ID_NET, VIRTIO_ID_RNG, bit
+from vof.virtio.console import ConsoleConfig
+from vof.virtio.constants import (
+    VIRTIO_ID_BLOCK,
+    VIRTIO_ID_CONSOLE,
+    VIRTIO_ID_NET,
+    VIRTIO_ID_RNG,
+    bit,
+)
 from vof.virtio.net import NetConfig, parse_mac
 
 
@@ -82,6 +89,31 @@ def test_a_network_device_is_as_configured(tmp_path):
     model.close()
     close_all(opened)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_console_is_as_configured(tmp_path):
+    before = set(os.listdir("/proc/self/fd"))
+    wanted = devices(
+        ("console", f"socket={tmp_path / 'a'},queue_size=8"),
+        ("console", f"pty={tmp_path / 'b'},cols=80,rows=25"),
+    )
+    probe(wanted)
+    assert not list(tmp_path.iterdir())
+    opened = open_all(wanted)
+    assert [one.export.tvqn for one in opened] == ["console", "console-2"]
+    models = [one.export.make() for one in opened]
+    assert [model.device_id for model in models] == [VIRTIO_ID_CONSOLE] * 2
+    assert [model.queue_sizes for model in models] == [(8, 8), (128, 128)]
+    shown = [ConsoleConfig.unpack(model.config())[:2] for model in models]
+    assert shown == [(0, 0), (80, 25)]
+    assert os.get_terminal_size(opened[1].backing._fd) == (80, 25)
+    with pytest.raises(VofError, match="one initiator at a time"):
+        opened[0].export.make()
+    close_all(opened)
+    assert not list(tmp_path.iterdir())
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ConfigError, match="create it"):
+        probe(devices(("console", f"socket={tmp_path / 'none' / 'a'}")))
 
 
 def test_a_made_address_is_of_one_station_and_always_the_same():

@@ -18,6 +18,7 @@ OPTIONS = {
     "mem": ("SIZE[,…]", "a disk in memory"),
     "rng": ("[…]", "a source of random bytes"),
     "net": ("LINK[,…]", "a network device: echo, tap=NAME, or socket=PATH,peer=PATH"),
+    "console": ("PORT[,…]", "a console: socket=PATH, or pty=PATH for a link to a pty"),
     "model": ("MODULE:CLASS[,…]", "a device of your own"),
 }
 """How each device is given on the command line, and what it is."""
@@ -25,6 +26,7 @@ OPTIONS = {
 EPILOG = """DEVICE options take values by commas, by the keys of the configuration file:
   --blk disk.img,ro,queues=4,tvqn=disk0   --mem 64M   --rng tvqn=rng0
   --net echo   --net tap=tap0,mtu=9000   --net socket=ours.sock,peer=theirs.sock
+  --console socket=console.sock   --console pty=console.tty,cols=80,rows=25
   --model upper:Upper,tvqn=upper0,mark=!
 
 The module of --model may lie in the current directory. What is no key of the file goes to the

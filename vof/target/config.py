@@ -104,6 +104,14 @@ DEVICES: dict[str, dict[str, Key]] = {
         "mtu": Key("integer", DEFAULT_MTU, "largest packet in a frame", LEAST_MTU, MOST_MTU),
         "queue_size": Key("integer", 256, "largest size of each queue for frames", 1, 32768),
     },
+    "console": {
+        "pty": Key("port", "", "its bytes come and go by a pty; this becomes a link to it"),
+        "socket": Key("port", "", "its bytes come and go by a unix socket that listens here"),
+        "tvqn": Key("name", "", "name of the device"),
+        "cols": Key("integer", 0, "columns that the device reports; 0: none", 0, 65535),
+        "rows": Key("integer", 0, "rows that the device reports; 0: none", 0, 65535),
+        **_COMMON,
+    },
     "model": {
         "class": Key("class", REQUIRED, "a DeviceModel of your own"),
         "tvqn": Key("name", "", "name of the device"),
@@ -113,7 +121,10 @@ DEVICES: dict[str, dict[str, Key]] = {
 }
 """The keys of each type of device; "blk" and "mem" are both block devices."""
 
-CHOICES = {"net": (("tap",), ("socket", "peer"), ("echo",))}
+CHOICES = {
+    "net": (("tap",), ("socket", "peer"), ("echo",)),
+    "console": (("pty",), ("socket",)),
+}
 """Groups of keys, of which a device has exactly one; the last is shown in the documentation."""
 
 FREE = "options"

@@ -11,14 +11,19 @@ from vof.errors import ConfigError
 from vof.target.config import Device
 from vof.target.devices import (
     BlkModel,
+    ConsoleModel,
     FileBacking,
     Link,
     MemoryBacking,
     NetModel,
+    Port,
+    PtyPort,
     RngModel,
     SocketLink,
+    SocketPort,
     TapLink,
     links,
+    ports,
 )
 from vof.target.load import maker
 from vof.target.server import Export
@@ -38,7 +43,7 @@ class Opened(NamedTuple):
 
     Attributes:
         export: for the server.
-        backing: what is behind it (a disk, a link), or None.
+        backing: what is behind it (a disk, a link, a port), or None.
     """
 
     export: Export
@@ -93,6 +98,14 @@ def station(name: str) -> bytes:
     return bytes((digest[0] & 0xFC | 2,)) + digest[1:6]  # locally administered, one station
 
 
+def _console(values: Mapping[str, Any]) -> Made:
+    cols, rows = values["cols"], values["rows"]
+    port: Port
+    port = PtyPort(values["pty"], cols, rows) if values["pty"] else SocketPort(values["socket"])
+    make = partial(ConsoleModel, port, cols=cols, rows=rows, queue_size=values["queue_size"])
+    return make, port
+
+
 def _model(values: Mapping[str, Any]) -> Made:
     return maker(values["class"], values["python_path"], values["options"]), None
 
@@ -102,6 +115,7 @@ FACTORIES: dict[str, Callable[[Mapping[str, Any]], Made]] = {
     "mem": _mem,
     "rng": _rng,
     "net": _net,
+    "console": _console,
     "model": _model,
 }
 """How each type of ``config.DEVICES`` is opened, by its values and its ``tvqn``."""
@@ -118,9 +132,14 @@ def _probe_net(values: Mapping[str, Any]) -> None:
     links.probe(values["tap"], values["socket"])
 
 
+def _probe_console(values: Mapping[str, Any]) -> None:
+    ports.probe(values["pty"] or values["socket"])
+
+
 PROBES: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "blk": _probe_disk,
     "net": _probe_net,
+    "console": _probe_console,
     "model": _model,
 }
 """How it is seen whether a device could be opened, for the types that may fail."""

@@ -92,6 +92,7 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "text": (_text, "text"),
     "path": (_text, "the path of a file"),
     "class": (_class, "module:Class"),
+    "port": (_text, "a path where nothing is, or the same of an earlier run"),
     "table": (_table_of, "a table of names and values"),
     "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
     "block": (_block, "a power of two"),
@@ -101,7 +102,13 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
 """How each kind of value is read, and how it is called in messages."""
 
 REQUIRED = object()
-EXAMPLES = {"path": '"disk.img"', "size": '"64M"', "switch": "true", "class": '"module:Class"'}
+EXAMPLES = {
+    "path": '"disk.img"',
+    "size": '"64M"',
+    "switch": "true",
+    "class": '"module:Class"',
+    "port": '"console.sock"',
+}
 """What the documentation shows for a required or chosen key, by its kind."""
 
 
@@ -175,6 +182,6 @@ def rows(keys: Mapping[str, Key], chosen: Collection[str] = ()) -> list[str]:
             value = str(key.default).lower()
         else:
             value = repr(key.default).replace("'", '"')
-        off = "# " if key.default == "" else ""  # no value is the default
+        off = "# " if key.default == "" and name not in chosen else ""  # no value is the default
         lines.append(f"{off}{name} = {value}  # {key.help}; {key.expected}")
     return lines

@@ -42,10 +42,14 @@ async def listen(url: Url) -> list[Listener]:
         raise
 
 
-def bind(path: str) -> socket.socket:
-    """Return a bound stream socket; a file that nobody listens on is replaced. Raises OSError."""
+def bind(path: str, mode: int = 0o777) -> socket.socket:
+    """Return a bound stream socket; a file that nobody listens on is replaced. Raises OSError.
+
+    The file has ``mode``, but for what the umask takes, from its beginning.
+    """
     sock = socket.socket(socket.AF_UNIX)
     try:
+        os.fchmod(sock.fileno(), mode)
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.stat(path).st_mode) and _is_dead(path):
                 os.unlink(path)

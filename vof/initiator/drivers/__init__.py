@@ -2,7 +2,8 @@
 """Drivers over any ``VirtioDevice``."""
 
 from vof.initiator.drivers.blk import Blk
+from vof.initiator.drivers.console import Console
 from vof.initiator.drivers.net import Net
 from vof.initiator.drivers.rng import Rng
 
-__all__ = ["Blk", "Net", "Rng"]
+__all__ = ["Blk", "Console", "Net", "Rng"]
