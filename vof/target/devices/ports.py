@@ -18,12 +18,12 @@ import logging
 import os
 import pty
 import select
-import socket
 import struct
 import termios
 import tty
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
@@ -31,6 +31,9 @@ from trio.lowlevel import notify_closing, wait_readable, wait_writable
 from vof.errors import ConfigError, VofError
 from vof.target.devices.libc import IN_OPEN, inotify_add_watch, inotify_init
 from vof.transport.unix import bind
+
+if TYPE_CHECKING:
+    import socket
 
 log = logging.getLogger(__name__)
 
