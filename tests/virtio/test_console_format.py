@@ -13,9 +13,9 @@ HALF = st.integers(0, (1 << 16) - 1)
 
 def test_the_numbers_of_the_specification():
     names = {"SIZE": 0, "MULTIPORT": 1, "EMERG_WRITE": 2}
-    assert console.FEATURES == {
+    assert {
         number: f"VIRTIO_CONSOLE_F_{name}" for name, number in names.items()
-    }
+    } == console.FEATURES
     for number, name in console.FEATURES.items():
         assert getattr(console, name) == number
     assert (console.RECEIVEQ, console.TRANSMITQ) == (0, 1)
@@ -33,6 +33,6 @@ def test_a_shorter_configuration_lacks_what_is_0():
     assert ConsoleConfig.unpack(b"") == (0, 0, 0, 0)
 
 
-@given(HALF, HALF, WORD, WORD)
-def test_the_configuration_round_trips(*fields):
+@given(st.tuples(HALF, HALF, WORD, WORD))
+def test_the_configuration_round_trips(fields):
     assert ConsoleConfig.unpack(ConsoleConfig(*fields).pack() + b"more") == fields
