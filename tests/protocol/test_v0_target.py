@@ -166,13 +166,15 @@ def test_a_failure_that_cannot_be_told_ends_the_connection():
         feed(stream.inbox, vring(6, desc(INLINE_BYTES + 1, 1, True)))
 
 
+@pytest.mark.parametrize("step", [7, 4096, None])
 @pytest.mark.parametrize(("size", "status"), [(0, 95), (8, 22)], ids=["control", "virtqueue"])
-def test_too_many_descriptors_are_passed_over(size, status):
+def test_too_many_descriptors_are_passed_over(size, status, step):
     pool = SpyPool()
     stream = bound(size, pool=pool, failure=b"\1" if size else b"")
     head = struct.pack("<HHIHHI", 8192, 5, 0, 1025, 0, 0)
     back = desc(3, 7, True)
-    feed(stream.inbox, head + desc(2, 1, False) * 1023 + desc(9, 8, True) + back + bytes(2046))
+    data = head + desc(2, 1, False) * 1023 + desc(9, 8, True) + back + bytes(2046)
+    feed(stream.inbox, data, step)
     answer = done(5, ndesc=2, status=status) + desc(1, 8, True)
     if size:
         answer += back + bytes(3) + b"\1"
