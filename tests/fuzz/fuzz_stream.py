@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bytes that no correct peer sends, for both parsers of dialect v5.
+"""Bytes that no correct peer sends, for the parsers of every dialect, on both sides.
 
-    python tests/fuzz/fuzz_stream.py --seconds 60 [--seed N]
+    python tests/fuzz/fuzz_stream.py --seconds 60 [--seed N] [SIDE...]
 
 Starts from the corpus (hex files, "#" begins a comment) and from messages made at random. Each
 input goes in whole and cut at random places: both must give what a plain reader of the whole bytes
@@ -15,152 +15,27 @@ import itertools
 import random
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.fuzz import reference  # noqa: E402
-from tests.protocol.pipe import SpyPool, done, drain, pattern, take  # noqa: E402
-from vof.errors import CommandError, RemoteProtocolError  # noqa: E402
-from vof.protocol import v5  # noqa: E402
-from vof.protocol.session import State  # noqa: E402
-from vof.protocol.target_stream import SLAB_BYTES  # noqa: E402
-from vof.protocol.v5_initiator import V5Initiator  # noqa: E402
-from vof.protocol.v5_target import HEADER, V5Target  # noqa: E402
+from tests.fuzz import sides_v0, sides_v5  # noqa: E402
+from tests.fuzz.side import LENGTHS, NUMBERS  # noqa: E402
 
-REQUEST_BYTES = 64 * 1024
-QUEUE_SIZE = 4
-CONTROL = (v5.GET_VENDOR_ID, v5.GET_CONFIG, v5.GET_STATUS)
-QUEUE = 12  # of the initiator, with room for all that is in flight
-MOST_STEPS = 100_000
-NUMBERS = (0, 1, 2, 3, 15, 16, 17, 0xFF, 0x400, 0x3FFF, 0x4000, 0x4001, 0xFFFE, 0xFFFF)
-LENGTHS = (*NUMBERS, 0x10000, 0x10001, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
+SIDES = {**sides_v5.SIDES, **sides_v0.SIDES}
 
 
-def no_cuts():
-    return 1 << 30
-
-
-def feed_until(stream, data, cut, ready):
-    """Feed all bytes, or up to an error that the protocol names, and return that."""
-    rest = memoryview(data)
-    try:
-        for _ in range(MOST_STEPS):
-            if not ready() or not rest:
-                return None
-            rest = rest[take(stream.inbox, rest[: cut()]) :]
-    except (RemoteProtocolError, CommandError) as error:
-        return repr(error)
-    raise AssertionError("the stream takes no more bytes")
-
-
-def kind(error):
-    """Return the name of an error that ``feed_until`` returned."""
-    return (error or "").partition("(")[0]
-
-
-def target(data, cut=no_cuts):
-    """Give the bytes to a target; return all that came of it."""
-    results, kept = [], []
-    for queue_size in (-1, 0, QUEUE_SIZE):  # before CONNECT, as a control queue, as a virtqueue
-        pool = SpyPool()
-        stream = V5Target(REQUEST_BYTES, 1 << 40)
-        if queue_size >= 0:
-            stream.bind(queue_size, pool)
-
-        def ready(stream=stream, kept=kept):
-            while stream.messages:
-                kept.append(stream.messages.pop())
-                stream.inbox.advance()
-            return not stream.paused
-
-        error = feed_until(stream, data, cut, ready)
-        chains = [
-            (c.token[0], b"".join(c.readable), sum(map(len, c.writable))) for c in stream.chains
-        ]
-        assert len(chains) == stream.inflight == stream.inbox.lent <= max(queue_size, 0)
-        assert sum(pool.sizes) <= 2 * SLAB_BYTES + 2 * (QUEUE_SIZE + 1) * REQUEST_BYTES
-        for chain in stream.chains:
-            stream.push(chain, 0)
-        sent = drain(stream)
-        found = reference.commands(data, queue_size, REQUEST_BYTES)
-        assert kind(error) == found.error
-        assert chains == found.chains
-        assert [(m.opcode, m.command_id, m.body) for m in kept] == found.messages
-        assert sent == found.answers + b"".join(done(chain[0]) for chain in chains)
-        results.append((error, chains, list(kept), sent))
-        kept.clear()
-    return results
-
-
-def echo(data, cut=no_cuts):
-    """Give the bytes to a target that answers at once, with a small budget; nothing is compared."""
-    pool = SpyPool()
-    stream = V5Target(REQUEST_BYTES, 2 * REQUEST_BYTES)
-    stream.bind(QUEUE_SIZE, pool)
-
-    def ready():
-        for _ in range(MOST_STEPS):
-            for chain in stream.chains:
-                stream.push(chain, sum(map(len, chain.writable)))
-            stream.chains.clear()
-            stream.messages.clear()
-            drain(stream)
-            if not stream.paused:
-                return True
-            stream.inbox.advance()
-        raise AssertionError("the stream pauses for ever")
-
-    feed_until(stream, data, cut, ready)
-    ready()
-    assert (stream.inflight, stream.inbox.lent) == (0, 0)
-
-
-def initiator(data, cut=no_cuts):
-    """Give the bytes to an initiator with requests in flight; return all that came of it."""
-    results = []
-    for control in (False, True):
-        stream = V5Initiator(QUEUE, control)
-        stream.session.state = State.LIVE
-        spaces = [[bytearray(size)] for size in (0, 1, 16, 0x4000, 0x4001, REQUEST_BYTES)]
-        spaces += [[bytearray(3), bytearray(40_000)], [bytearray(40_000), bytearray(3)]]
-        if control:
-            for opcode in CONTROL:
-                stream.command(opcode, {}, b"", opcode)
-        for number, space in enumerate(spaces):
-            stream.add([b"?", *space], 1, number, None)
-        stream.abandon()
-        inflight = dict(enumerate([(opcode, None) for opcode in CONTROL] if control else []))
-        inflight |= {
-            len(inflight) + number: (number or None, sum(map(len, space)))  # 0 is abandoned
-            for number, space in enumerate(spaces)
-        }
-        error = feed_until(stream, data, cut, lambda: True)
-        memory = [b"".join(space) for space in spaces]
-        found = reference.completions(data, inflight, control)
-        assert kind(error) == found.error
-        assert [used[:2] for used in stream.used] == found.used
-        assert [answer[:2] for answer in stream.answers] == found.answers
-        assert [(i, f["generation"]) for i, f in stream.notices] == found.notices
-        for number, room in enumerate(memory):
-            assert room == found.memory.get(number, b"").ljust(len(room), b"\0")
-        assert set(stream.free) == found.free | {*range(len(inflight), QUEUE)}
-        assert len(stream.used) + len(stream.answers) <= len(stream.free)
-        assert 11 <= len(stream.inflight()) + len(stream.free) <= 12  # one is abandoned
-        results.append((error, list(stream.used), list(stream.answers), list(stream.notices)))
-        results.append((memory, sorted(stream.free)))
-    return results
-
-
-def check(side, data, rng):
+def check(name, data, rng):
     """Check that the bytes do the same however they are cut."""
-    whole = side(data)
-    assert side(data, lambda: rng.randint(1, 40)) == whole
-    assert side(data, lambda: rng.choice((1, 16, 5_000, 60_000))) == whole
-    if side is target:
-        echo(data)
-        echo(data, lambda: rng.choice((1, 16, 5_000)))
+    side = SIDES[name]
+    whole = side.run(data)
+    assert side.run(data, lambda: rng.randint(1, 40)) == whole
+    assert side.run(data, lambda: rng.choice((1, 16, 5_000, 60_000))) == whole
+    if side.echo:
+        side.echo(data)
+        side.echo(data, lambda: rng.choice((1, 16, 5_000)))
 
 
 # -- inputs ---------------------------------------------------------------------------------------
@@ -189,16 +64,7 @@ def written(data):
     return "".join(groups).strip()
 
 
-def message(rng):
-    """Return one message, mostly of a correct form."""
-    first = rng.choice((v5.VQ, 0, 0, *v5.COMMANDS, rng.choice(NUMBERS)))
-    lengths = rng.choice((LENGTHS, range(40), NUMBERS))
-    header = HEADER.pack(first, rng.randrange(14), rng.choice(lengths), rng.choice(lengths))
-    size = int.from_bytes(header[rng.choice((8, 12)) :][:4], "little")
-    return header + pattern(min(size, 70_000), rng.randrange(256))
-
-
-def mutated(rng, data):
+def mutated(rng, data, message):
     """Return the bytes with one thing wrong."""
     data = bytearray(data)
     place = rng.randint(0, len(data))
@@ -221,30 +87,27 @@ def mutated(rng, data):
     return bytes(data)
 
 
-def made(rng, seeds):
+def made(rng, seeds, message):
     """Return one new input."""
     data = rng.choice(seeds) if rng.random() < 0.7 else b""
     for _ in range(rng.randrange(5)):
         data += message(rng)
     for _ in range(rng.choice((0, 1, 1, 2, 5))):
-        data = mutated(rng, data)
+        data = mutated(rng, data, message)
     return data[: 512 * 1024]
 
 
-SIDES = {"target": target, "initiator": initiator}
-
-
-def fuzz(rng, seconds=None, rounds=None):
+def fuzz(rng, seconds=None, rounds=None, names: Collection[str] = tuple(SIDES)):
     """Try inputs until the time is over. Raises AssertionError with the input that fails."""
-    seeds = {name: [b"", *corpus(name).values()] for name in SIDES}
+    seeds = {name: [b"", *corpus(name).values()] for name in names}
     end = time.monotonic() + (seconds if seconds is not None else 1e9)
     count = 0
     while time.monotonic() < end and count != rounds:
         count += 1
-        for name, side in SIDES.items():
-            data = made(rng, seeds[name])
+        for name in names:
+            data = made(rng, seeds[name], SIDES[name].message)
             try:
-                check(side, data, rng)
+                check(name, data, rng)
             except Exception as error:
                 raise AssertionError(f"{name}: {error!r} for {written(data)}") from error
     return count
@@ -254,9 +117,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("sides", nargs="*", metavar="SIDE", help=f"of {', '.join(SIDES)}")
     args = parser.parse_args()
+    names = args.sides or tuple(SIDES)
+    if unknown := set(names) - SIDES.keys():
+        parser.error(f"no such side: {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     print(f"seed {args.seed}", flush=True)
-    print(f"{fuzz(random.Random(args.seed), args.seconds)} rounds, nothing found")
+    count = fuzz(random.Random(args.seed), args.seconds, names=names)
+    print(f"{count} rounds of {len(names)} inputs, nothing found")
 
 
 if __name__ == "__main__":
