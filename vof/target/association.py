@@ -101,6 +101,7 @@ class Association:
         self._sizes: dict[int, int] = {}
         self._armed = True
         self._changed = False
+        self._over = False
         self._live = trio.Event()
         model.config_changed = self.config_changed
 
@@ -343,6 +344,8 @@ class Association:
         self, index: int, size: int, connection: Connection, stream: TargetStream, session: Session
     ) -> Served:
         """Make a connection one of the virtqueues. Raises Refused."""
+        if self._over:
+            raise Refused(v5.EBADDEV)
         size = self.queue_size(index, size)
         if index in self.queues:
             raise Refused(v5.EQUEUEBUSY)
@@ -376,9 +379,12 @@ class Association:
             served.finished.set()
 
     async def stop_queues(self) -> None:
-        """Stop all virtqueues and wait until nothing serves them; their connections close."""
-        for served in list(self.queues.values()):
-            await served.stop()
+        """Stop all virtqueues and wait until nothing serves them; their connections close.
+
+        Also those that are connected meanwhile: when it returns there is none.
+        """
+        while self.queues:
+            await next(iter(self.queues.values())).stop()
 
     async def drain(self) -> None:
         """Take no more requests, and wait until the device has done those in flight."""
@@ -394,6 +400,7 @@ class Association:
 
     async def destroy(self) -> None:
         """Stop everything. Not to be cancelled half way."""
+        self._over = True
         with trio.CancelScope(shield=True):
             await self.stop_queues()
             self._tell_status(0)
