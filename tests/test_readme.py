@@ -29,7 +29,7 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH'
 def test_every_block_is_run_here():
     assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
     assert FILES.keys() == {"upper.py", "ask.py"}
-    assert (len(SHELL), len(TOML)) == (8, 1)
+    assert (len(SHELL), len(TOML)) == (9, 1)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -110,28 +110,35 @@ def client(command: str, where: Path) -> str:
 
 
 def test_target_and_client(tmp_path: Path):
-    with running(SHELL[2], ["disk0", "rng0", "net0"], tmp_path):
+    with running(SHELL[2], ["disk0", "rng0", "net0", "console0"], tmp_path):
         printed = client(SHELL[3], tmp_path)
     assert "hello, disk" in printed
     assert "1000 back whole, 0 lost" in printed
     assert re.search(r"[0-9a-f]{32}$", printed, re.MULTILINE)
 
 
+def test_console(tmp_path: Path):
+    with running(SHELL[2], ["disk0", "rng0", "net0", "console0"], tmp_path):
+        assert client(SHELL[4], tmp_path) == "hello from the target's side\n"
+        assert (tmp_path / "console.tty").is_symlink()
+    assert not (tmp_path / "console.tty").exists()
+
+
 def test_looking_after_it(tmp_path: Path):
-    with running(SHELL[2], ["disk0", "rng0", "net0"], tmp_path):
-        printed = client(SHELL[6], tmp_path)
+    with running(SHELL[2], ["disk0", "rng0", "net0", "console0"], tmp_path):
+        printed = client(SHELL[7], tmp_path)
     assert re.search(r"^disk0 +blk +serving +0 +disk.img$", printed, re.MULTILINE)
 
 
 def test_a_device_of_your_own(tmp_path: Path):
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    with running(SHELL[4], ["upper0"], tmp_path):
-        assert client(SHELL[5], tmp_path) == "HELLO, DEVICE!\n"
+    with running(SHELL[5], ["upper0"], tmp_path):
+        assert client(SHELL[6], tmp_path) == "HELLO, DEVICE!\n"
     listen = f'listen = ["vof+unix://{tmp_path}/own.sock"]\n'
     (tmp_path / "target.toml").write_text(listen + TOML[0])
     with running("vof target --config target.toml", ["upper0"], tmp_path):
-        assert client(SHELL[5], tmp_path) == "HELLO, DEVICE!\n"
+        assert client(SHELL[6], tmp_path) == "HELLO, DEVICE!\n"
 
 
 def test_a_device_of_your_own_is_short():
@@ -140,7 +147,7 @@ def test_a_device_of_your_own_is_short():
 
 def test_the_service(tmp_path: Path):
     """Without root and systemd: what is installed is what is started then."""
-    *making, installing, reloading, enabling = SHELL[7].splitlines()
+    *making, installing, reloading, enabling = SHELL[8].splitlines()
     assert [line.split()[-1] for line in making] == ["/opt/vof", "."]
     assert reloading == "sudo systemctl daemon-reload"
     command = installing.replace("sudo /opt/vof/bin/vof", "vof")

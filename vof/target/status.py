@@ -16,7 +16,7 @@ from vof.target.server import Server
 from vof.transport import polling
 from vof.virtio.constants import DEVICE_NAMES
 
-PLACES = ("path", "tap", "socket", "class")
+PLACES = ("path", "tap", "socket", "pty", "class")
 """Keys of devices that say what is behind them."""
 
 
