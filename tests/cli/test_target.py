@@ -164,6 +164,8 @@ def test_a_check_says_what_would_be_done(capsys, tmp_path):
     words = ["--blk", f"{image},ro,queues=2", "--mem", "8M", "--rng", "--limit", "poll_us=7"]
     assert cli.main(["target", "--check", *words]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines.count("  * from local may use it") == 3
+    lines = [line for line in lines if line[0] != " "]
     assert lines[0] == "listen on vof+tcp://127.0.0.1:8549"
     assert lines[1].startswith(f"serve blk/a (blk: path={image}, read_only=True, queues=2,")
     assert lines[2].startswith("serve mem (mem: size=8388608,")
@@ -195,7 +197,7 @@ def test_a_check_finds_what_cannot_be_opened(tmp_path):
         (["--rng", "--limit", "polls=1"], "command line: limits.polls: unknown key"),
         (["--rng", "--limit", "poll_us"], "command line: limits.poll_us: expected an integer"),
         (["--rng", "--listen", "x://y"], "command line: listen[0]: x://y: unknown scheme"),
-        (["--config", "a.toml", "--rng"], "--config: devices, --listen and --limit belong"),
+        (["--config", "a.toml", "--rng"], "--config: devices, --listen, --limit and --allow"),
         (["--config", "/none.toml"], "/none.toml: "),
     ],
 )

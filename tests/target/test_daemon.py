@@ -15,7 +15,6 @@ from vof.initiator.drivers.blk import Blk
 from vof.initiator.drivers.net import Net
 from vof.initiator.drivers.rng import Rng
 from vof.target import daemon
-from vof.transport import Url
 
 STUCK = """
 import sys
@@ -30,7 +29,7 @@ class Stuck(RngModel):
         print("taken", flush=True)
         await trio.sleep_forever()
 
-exports.FACTORIES["rng"] = lambda values: (Stuck, None)
+exports.FACTORIES["rng"] = lambda values: exports.Made(Stuck)
 sys.exit(main(sys.argv[1:]))
 """
 """A target whose source of random bytes takes a request and never answers."""
@@ -240,21 +239,3 @@ def test_a_reader_that_left_does_not_end_the_target(start):
     target.process.wait(LONGEST_S)
     assert target.process.returncode == daemon.EXIT_OK
     assert b"Traceback" not in target.process.stderr.read()
-
-
-@pytest.mark.parametrize(
-    ("url", "open_to_all"),
-    [
-        (Url("vof+tcp", "127.0.0.1", 1), False),
-        (Url("vof+tcp", "::1", 1), False),
-        (Url("vof+unix", path="/s"), False),
-        (Url("vof+loopback", "name"), False),
-        (Url("vof+tcp", "0.0.0.0", 1), True),
-        (Url("vof+tcp", "::", 1), True),
-        (Url("vof+tcp", "192.0.2.1", 1), True),
-        (Url("vof+tcp", "fe80::1%eth0", 1), True),
-    ],
-)
-def test_who_can_be_reached_from_elsewhere_is_warned(caplog, url, open_to_all):
-    daemon.warn(url)
-    assert bool(caplog.records) == open_to_all

@@ -144,6 +144,7 @@ async def test_a_reload_during_load_is_not_noticed_by_what_stays(world, how):
                         "changed": ["small"],
                         "removed": ["old"],
                         "unchanged": ["disk"],
+                        "allowed": [],
                         "listening": [],
                         "closed": [],
                         "limits": ["connections"],
@@ -278,7 +279,7 @@ class Stuck(RngModel):
         await queue.receive()
         await trio.sleep_forever()
 
-exports.FACTORIES["rng"] = lambda values: (Stuck, None)
+exports.FACTORIES["rng"] = lambda values: exports.Made(Stuck)
 sys.exit(main(sys.argv[1:]))
 """
 """A target whose source of random bytes takes a request and never answers."""

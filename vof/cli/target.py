@@ -84,6 +84,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a key of [limits], such as queue_bytes=16M or poll_us=0",
     )
 
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="[IVQN@]FROM[,ro]",
+        help="who may use the devices; FROM: an address, a network, unix, unix:UID, local or any; "
+        "the first that matches decides (default local: this machine); may be repeated",
+    )
+
 
 def run(args: argparse.Namespace) -> int:
     """Serve, check, or explain."""
@@ -96,12 +105,14 @@ def run(args: argparse.Namespace) -> int:
     load: Callable[[], Config] | None = None
     devices = tuple(config.option(name, text) for name in OPTIONS for text in getattr(args, name))
     if args.config:
-        if devices or args.listen or args.limit:
-            raise ConfigError("--config", "", "devices, --listen and --limit belong into the file")
+        if devices or args.listen or args.limit or args.allow:
+            text = "devices, --listen, --limit and --allow belong into the file"
+            raise ConfigError("--config", "", text)
         load = partial(files.load, args.config)
         settings = load()
     else:
         limits = dict(text.partition("=")[::2] for text in args.limit)
+        devices = config.allowed(devices, args.allow)
         settings = config.build("command line", tuple(args.listen), devices, limits)
     from vof.target import daemon
     from vof.target.admin import NOWHERE, Place
@@ -121,6 +132,11 @@ def show(settings: "Config") -> None:
     for device in settings.devices:
         values = ", ".join(f"{key}={value}" for key, value in device.values.items() if value != "")
         print(f"serve {device.tvqn} ({device.type}: {values})")
+        for entry in device.allow:
+            may = "read" if entry.read_only else "use"
+            print(f"  {entry.ivqn} from {entry.origin} may {may} it")
+        if not device.allow:
+            print("  nobody may use it")
     for key, value in vars(settings.limits).items():
         print(f"limit {key} = {value}")
     print(f"limit poll_us = {settings.poll_us}")

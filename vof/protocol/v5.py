@@ -68,7 +68,10 @@ STATUS: dict[int, tuple[str, str]] = {
     ECMDQUOT: ("ECMDQUOT", "more commands in flight than the queue size allows"),
     ENOTGT: ("ENOTGT", "no such target: the TVQN names nothing here"),
     ENODEV: ("ENODEV", "the device instance could not be created"),
-    EACLREJECTED: ("EACLREJECTED", "access rejected: the target does not allow this initiator"),
+    EACLREJECTED: (
+        "EACLREJECTED",
+        "access rejected: the device is not for an initiator of this name and address",
+    ),
     EBADDEV: ("EBADDEV", "no such device instance for this initiator"),
     EBADVQN: ("EBADVQN", "a qualified name is not NUL-terminated UTF-8, or another than before"),
     EQUEUEQUOT: ("EQUEUEQUOT", "the device has no queue of this index"),

@@ -50,11 +50,13 @@ class Refused(VofError):
 
     Attributes:
         status: the status code.
+        reason: what it is counted as: the name of the code, or the key of the configuration.
     """
 
-    def __init__(self, status: int) -> None:
-        super().__init__(v5.status_text(status))
+    def __init__(self, status: int, reason: str = "", text: str = "") -> None:
+        super().__init__(f"{v5.status_name(status)}: {text}" if text else v5.status_text(status))
         self.status = status
+        self.reason = reason or v5.status_name(status)
 
 
 class Association:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vof.errors import ConfigError
-from vof.target.keys import REQUIRED, Key, read_table, rows
+from vof.target.access import THIS_MACHINE, Allow
+from vof.target.keys import REQUIRED, Key, read_table, rows, unknown
 from vof.target.server import Limits
 from vof.transport import Url, parse_url
 from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU
@@ -121,6 +122,19 @@ DEVICES: dict[str, dict[str, Key]] = {
 }
 """The keys of each type of device; "blk" and "mem" are both block devices."""
 
+ALLOW: dict[str, Key] = {
+    "ivqn": Key("pattern", "*", "name of the initiator"),
+    "from": Key("origin", REQUIRED, "where it comes from"),
+    "read_only": Key("switch", False, "it may not write"),
+}
+"""The keys of each entry of ``allow``, which every device has."""
+
+EXAMPLE_ALLOW = '[{ ivqn = "*", from = "local", read_only = false }]'
+"""As it is without a word about it."""
+
+READ_ONLY = ("blk", "mem")
+"""Types of devices that can be read-only to some initiators."""
+
 CHOICES = {
     "net": (("tap",), ("socket", "peer"), ("echo",)),
     "console": (("pty",), ("socket",)),
@@ -142,12 +156,14 @@ class Device(NamedTuple):
         tvqn: its name; of one that was only read, "" where none is given.
         values: of its other keys.
         where: the file and key, or the option, that it comes from.
+        allow: who may use it; the first entry that matches decides.
     """
 
     type: str
     tvqn: str
     values: Mapping[str, Any]
     where: tuple[str, str]
+    allow: tuple[Allow, ...] = THIS_MACHINE
 
 
 class Config(NamedTuple):
@@ -172,14 +188,56 @@ def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> De
     """Read one device. Raises ConfigError."""
     if kind not in DEVICES:
         raise ConfigError(path, prefix + "type", f"expected {' or '.join(DEVICES)}, not {kind!r}")
-    values = read_table(path, prefix, DEVICES[kind], given)
+    own = dict(given)
+    allow = THIS_MACHINE
+    if "allow" in own:
+        allow = _allow(path, f"{prefix}allow", kind, own.pop("allow"))
+    keys = DEVICES[kind]
+    for name in own:
+        if name not in keys:
+            raise unknown(path, prefix, name, (*keys, "allow"))
+    values = read_table(path, prefix, keys, own)
     if groups := CHOICES.get(kind):
         given_groups = [group for group in groups if any(values[name] for name in group)]
         if len(given_groups) != 1 or not all(values[name] for name in given_groups[0]):
             words = ", or ".join(" with ".join(group) for group in groups)
             raise ConfigError(path, prefix.rstrip("."), f"expected exactly one of: {words}")
     tvqn = values.pop("tvqn")
-    return Device(kind, tvqn, values, (path, prefix.rstrip(".")))
+    return Device(kind, tvqn, values, (path, prefix.rstrip(".")), allow)
+
+
+def allowed(devices: tuple[Device, ...], options: Sequence[str]) -> tuple[Device, ...]:
+    """Return devices for those whom ``--allow`` names: "[IVQN@]FROM[,ro]". Raises ConfigError."""
+    rows = []
+    for text in options:
+        who, comma, mode = text.partition(",")
+        ivqn, at, origin = who.rpartition("@")
+        if comma and mode != "ro":
+            raise ConfigError(f"--allow {text}", "", f"expected ,ro or nothing, not ,{mode}")
+        row = ({"ivqn": ivqn} if at else {}) | {"from": origin, "read_only": bool(comma)}
+        rows.append((f"--allow {text}", row))
+    return tuple(
+        one._replace(allow=tuple(_entry(path, "", one.type, row) for path, row in rows))
+        if rows
+        else one
+        for one in devices
+    )
+
+
+def _allow(path: str, name: str, kind: str, given: object) -> tuple[Allow, ...]:
+    """Read who may use a device of a type."""
+    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        raise ConfigError(path, name, f"expected a list, such as {EXAMPLE_ALLOW}, not {given!r}")
+    return tuple(_entry(path, f"{name}[{number}].", kind, row) for number, row in enumerate(given))
+
+
+def _entry(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> Allow:
+    """Read one entry."""
+    values = read_table(path, prefix, ALLOW, given)
+    if values["read_only"] and kind not in READ_ONLY:
+        text = f"a device of type {kind} is never read-only; {' and '.join(READ_ONLY)} can be"
+        raise ConfigError(path, f"{prefix}read_only", text)
+    return Allow(values["ivqn"], values["from"], values["read_only"])
 
 
 def named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
@@ -289,14 +347,20 @@ def whole(
 def describe() -> str:
     """Return the documentation of the file, which is itself a valid file."""
     lines = [
-        "# All keys of a target's configuration file, with their defaults. After FILE, all of",
-        "# FILE.d/*.toml are read, by name: they replace single keys, and add devices.",
+        "# All keys of a target's configuration file, with their defaults.",
+        "# FILE.d/*.toml are read after FILE, by name: they replace single keys, and add devices.",
         "",
     ]
     lines += [f'listen = ["{DEFAULT_LISTEN}"]  # where to listen; loopback unless you say more', ""]
 
+    lines += [
+        "# Entries of allow. The first that matches an initiator decides; with none it is refused.",
+        *(f"# {line}" for line in rows(ALLOW)),
+        "",
+    ]
     lines += [f'# admin = "/run/vof/target.sock"  # {ADMIN.help}; {ADMIN.expected}', ""]
     lines += ["[limits]", *rows(LIMITS)]
     for kind, keys in DEVICES.items():
         lines += ["", "[[device]]", f'type = "{kind}"', *rows(keys, CHOICES.get(kind, ((),))[-1])]
+        lines.append(f"allow = {EXAMPLE_ALLOW}  # who may use it; a list")
     return "\n".join(lines)

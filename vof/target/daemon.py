@@ -9,16 +9,17 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 import trio
 
 from vof.errors import ConfigError
 from vof.target import systemd
+from vof.target.access import THIS_MACHINE
 from vof.target.admin import NOWHERE, Admin, Place
 from vof.target.admin import listen as listen_admin
-from vof.target.config import Config
+from vof.target.config import Config, Device
 from vof.target.exports import Opened, close_all, open_all, probe
 from vof.target.life import SIGNALS, Life
 from vof.target.running import Running
@@ -71,10 +72,14 @@ def announce(opened: list[Opened], listeners: list[Listener]) -> None:
     systemd.ready()
 
 
-def warn(url: Url) -> None:
-    """Say so where others than this machine can connect."""
-    if url.scheme == "vof+tcp" and not ipaddress.ip_address(url.host).is_loopback:
-        log.warning("%s can be reached from other machines, by whoever knows a name", url)
+def warn(url: Url, devices: Iterable[Device]) -> None:
+    """Say it where other machines can connect: whom they may use, and which key changes that."""
+    if url.scheme != "vof+tcp" or ipaddress.ip_address(url.host).is_loopback:
+        return
+    for device in devices:
+        if device.allow == THIS_MACHINE:
+            text = '%s: %s is for this machine alone; its key "allow" names others'
+            log.warning(text, url, device.tvqn)
 
 
 async def _listen(config: Config) -> dict[Url, list[Listener]]:
@@ -141,7 +146,7 @@ async def _serve(
             if administration is not None:
                 nursery.start_soon(administration.serve)
             for listener in listeners:
-                warn(listener.url)
+                warn(listener.url, config.devices)
             announce(opened, listeners)
             nursery.start_soon(systemd.watchdog)
             in_time = await life.until_drained()

@@ -50,7 +50,19 @@ class Opened(NamedTuple):
     backing: Backing | None
 
 
-Made = tuple[Callable[[], DeviceModel], Backing | None]
+class Made(NamedTuple):
+    """What a factory makes.
+
+    Attributes:
+        make: returns a fresh model for one initiator.
+        backing: what is behind all of them, or None.
+        read_only: like ``make``, for an initiator that may not write; None where that means
+            nothing. See ``config.READ_ONLY``.
+    """
+
+    make: Callable[[], DeviceModel]
+    backing: Backing | None = None
+    read_only: Callable[[], DeviceModel] | None = None
 
 
 def _disk(backing: FileBacking, values: Mapping[str, Any]) -> Made:
@@ -64,7 +76,7 @@ def _disk(backing: FileBacking, values: Mapping[str, Any]) -> Made:
         blk_size=values["block_size"],
         serial=values["serial"].encode(),
     )
-    return make, backing
+    return Made(make, backing, partial(make, read_only=True))
 
 
 def _blk(values: Mapping[str, Any]) -> Made:
@@ -76,7 +88,7 @@ def _mem(values: Mapping[str, Any]) -> Made:
 
 
 def _rng(values: Mapping[str, Any]) -> Made:
-    return partial(RngModel, values["queue_size"]), None
+    return Made(partial(RngModel, values["queue_size"]))
 
 
 def _link(values: Mapping[str, Any]) -> Link | None:
@@ -89,7 +101,7 @@ def _net(values: Mapping[str, Any]) -> Made:
     link = _link(values)
     mac = parse_mac(values["mac"]) if values["mac"] else station(values["tvqn"])
     make = partial(NetModel, link, mac=mac, mtu=values["mtu"], queue_size=values["queue_size"])
-    return make, link
+    return Made(make, link)
 
 
 def station(name: str) -> bytes:
@@ -103,11 +115,11 @@ def _console(values: Mapping[str, Any]) -> Made:
     port: Port
     port = PtyPort(values["pty"], cols, rows) if values["pty"] else SocketPort(values["socket"])
     make = partial(ConsoleModel, port, cols=cols, rows=rows, queue_size=values["queue_size"])
-    return make, port
+    return Made(make, port)
 
 
 def _model(values: Mapping[str, Any]) -> Made:
-    return maker(values["class"], values["python_path"], values["options"]), None
+    return Made(maker(values["class"], values["python_path"], values["options"]))
 
 
 FACTORIES: dict[str, Callable[[Mapping[str, Any]], Made]] = {
@@ -147,8 +159,8 @@ PROBES: dict[str, Callable[[Mapping[str, Any]], object]] = {
 
 def open_device(device: Device) -> Opened:
     """Open one device. Raises ConfigError."""
-    make, backing = FACTORIES[device.type]({**device.values, "tvqn": device.tvqn})
-    return Opened(Export(device.tvqn, make), backing)
+    made = FACTORIES[device.type]({**device.values, "tvqn": device.tvqn})
+    return Opened(Export(device.tvqn, made.make, device.allow, made.read_only), made.backing)
 
 
 def probe(devices: Iterable[Device]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from vof.errors import ConfigError
 from vof.protocol.v5 import VQN_BYTES
 from vof.sizes import parse_size
+from vof.target.access import ORIGINS, Origin, parse_name, parse_origin
 from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
 from vof.virtio.net import format_mac, parse_mac
 
@@ -77,6 +78,14 @@ def _mac(value: object) -> str:
     return format_mac(parse_mac(_text(value)))
 
 
+def _pattern(value: object) -> str:
+    return parse_name(_name(value))
+
+
+def _origin(value: object) -> Origin:
+    return parse_origin(_text(value))
+
+
 def _block(value: object) -> int:
     size = _size(value)
     if size < SECTOR or size & (size - 1):
@@ -97,12 +106,15 @@ KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
     "block": (_block, "a power of two"),
     "mac": (_mac, "an address of one station, such as 02:00:00:00:00:01"),
+    "pattern": (_pattern, 'a name, or how it begins and "*"'),
+    "origin": (_origin, ORIGINS),
     "name": (_name, f"a name of 1 to {VQN_BYTES - 1} bytes"),
 }
 """How each kind of value is read, and how it is called in messages."""
 
 REQUIRED = object()
 EXAMPLES = {
+    "origin": '"local"',
     "path": '"disk.img"',
     "size": '"64M"',
     "switch": "true",

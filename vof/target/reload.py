@@ -4,7 +4,8 @@
 A new configuration is read and checked whole, its new devices are opened and its new listeners
 listen, before anything changes: a wrong one changes nothing. Then what is the same is not touched:
 a device of the same tvqn, type and values keeps its connections, and every listener that stays
-keeps its socket. What is gone is drained; what changed is drained, and served anew.
+keeps its socket. What is gone is drained; what changed is drained, and served anew. Where others
+may use a device than before, those that may not any more are cut off at once.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ class Difference(NamedTuple):
         removed: tvqns of devices that are configured no more.
         listen: URLs that are new.
         unlisten: URLs that are configured no more.
+        allowed: devices of which nothing changed but who may use them.
     """
 
     added: tuple[Device, ...]
@@ -39,6 +41,7 @@ class Difference(NamedTuple):
     removed: tuple[str, ...]
     listen: tuple[Url, ...]
     unlisten: tuple[Url, ...]
+    allowed: tuple[Device, ...] = ()
 
 
 def difference(
@@ -56,12 +59,19 @@ def difference(
         removed=tuple(tvqn for tvqn in devices if tvqn not in wanted),
         listen=tuple(url for url in config.listen if url not in listening),
         unlisten=tuple(url for url in listening if url not in config.listen),
+        allowed=tuple(
+            one
+            for one in config.devices
+            if one.tvqn in devices
+            and same(one, devices[one.tvqn])
+            and one.allow != devices[one.tvqn].allow
+        ),
     )
 
 
 def same(one: Device, other: Device) -> bool:
-    """Return whether two devices are one, wherever they stand in the file."""
-    return one._replace(where=("", "")) == other._replace(where=("", ""))
+    """Return whether two devices are one, wherever they stand, and whoever may use them."""
+    return (one.type, one.tvqn, one.values) == (other.type, other.tvqn, other.values)
 
 
 class _Ready(NamedTuple):
@@ -81,7 +91,8 @@ async def reload(running: Running, config: Config) -> dict[str, Collection[str]]
     """Make what runs be what is configured. Suspends until what leaves is drained.
 
     Returns:
-        What was done: tvqns that were ``added``, ``changed``, ``removed``, or are ``unchanged``;
+        What was done: tvqns that were ``added``, ``changed``, ``removed``, or are ``unchanged``,
+        and of the last those that are ``allowed`` to others than before;
         URLs in ``listening`` and ``closed``; names of ``limits`` that changed; tvqns of devices
         whose requests in flight were ``cut``; and in ``failed``, by tvqn, why a changed device
         could not be opened again, so that it is served as before, or not at all.
@@ -97,6 +108,8 @@ async def reload(running: Running, config: Config) -> dict[str, Collection[str]]
     server, before = running.server, running.server.limits
     server.limits = config.limits
     polling.configure(config.poll_us)
+    for device in todo.allowed:
+        running.allow(device)
     for url in todo.unlisten:
         running.unlisten(url)
     for device in todo.added:
@@ -134,6 +147,7 @@ async def reload(running: Running, config: Config) -> dict[str, Collection[str]]
         "changed": changed,
         "removed": list(todo.removed),
         "unchanged": [tvqn for tvqn in served if tvqn not in (*changed, *todo.removed)],
+        "allowed": [device.tvqn for device in todo.allowed],
         "listening": [str(url) for url in todo.listen],
         "closed": [str(url) for url in todo.unlisten],
         "limits": [

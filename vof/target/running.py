@@ -82,6 +82,12 @@ class Running:
         self._note(device, opened)
         self.server.add(opened.export)
 
+    def allow(self, device: Device) -> None:
+        """Let those use a served device whom ``device``, which is the same but for that, names."""
+        self.served[device.tvqn].device = device
+        self.server.allow(device.tvqn, device.allow)
+        log.info("%s: allowed to %s", device.tvqn, ", ".join(map(str, device.allow)) or "nobody")
+
     async def remove(self, tvqn: str, seconds: float) -> bool:
         """Drain a device, serve it no more and close what is behind it. Suspends.
 

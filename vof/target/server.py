@@ -22,6 +22,7 @@ from vof.protocol import v5
 from vof.protocol.dialects import Dialect, Opening
 from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
+from vof.target.access import THIS_MACHINE, Allow, decide
 from vof.target.association import Association, Refused
 from vof.target.seldom import Seldom
 from vof.target.tidy import Tidy
@@ -65,10 +66,19 @@ class Export(NamedTuple):
     Attributes:
         tvqn: its name.
         make: returns a fresh model for one initiator.
+        allow: who may use it; the first entry that matches decides.
+        read_only: like ``make``, for one that may not write; needed where ``allow`` says so.
     """
 
     tvqn: str
     make: Callable[[], DeviceModel]
+    allow: Sequence[Allow] = THIS_MACHINE
+    read_only: Callable[[], DeviceModel] | None = None
+
+    def decide(self, ivqn: str, peer: str) -> Callable[[], DeviceModel] | None:
+        """Return what makes a model for an initiator, None for one that may not use it."""
+        entry = decide(self.allow, ivqn, peer)
+        return None if entry is None else self.read_only if entry.read_only else self.make
 
 
 class Ended:
@@ -153,6 +163,16 @@ class Server:
     def add(self, export: Export) -> None:
         """Serve one more device, under a tvqn that is not in use."""
         self.exports[export.tvqn] = export
+
+    def allow(self, tvqn: str, allow: Sequence[Allow]) -> None:
+        """Let others use a device. Ends the associations to which that makes a difference."""
+        before = self.exports[tvqn]
+        now = self.exports[tvqn] = before._replace(allow=allow)
+        for one in list(self.associations.values()):
+            who = one.ivqn, one.peer
+            if one.tvqn == tvqn and before.decide(*who) is not now.decide(*who):
+                log.info('%s: %r (%d) ends: "allow" changed', tvqn, one.ivqn, one.ident)
+                one.end()
 
     async def remove(self, tvqn: str, seconds: float) -> bool:
         """Serve a device no more: let its requests end, then end its associations. Suspends.
@@ -300,7 +320,7 @@ class Server:
                 bound, ident = self._bind(message, connection, stream, session)
             except Refused as refusal:
                 status = refusal.status
-                self.refusals[v5.status_name(status)] += 1
+                self.refusals[refusal.reason] += 1
                 log.info("%s: CONNECT refused: %s", connection.peer, refusal)
             stream.answer(message, status, device_instance_id=ident)
             session.sent(Event.ACCEPTED if bound else Event.REFUSED)
@@ -338,13 +358,18 @@ class Server:
             raise Refused(v5.EBADVQN)
         if export is None:
             raise Refused(v5.ENOTGT)
+        make = export.decide(ivqn, connection.peer)
+        if make is None:
+            names = ", ".join(map(str, export.allow)) or "nobody"
+            text = f'{tvqn}: {ivqn!r} may not use it; its key "allow" names {names}'
+            raise Refused(v5.EACLREJECTED, "allow", text)
         if size > v5.CONTROL_QUEUE_SIZE:
             raise Refused(v5.EQSIZEQUOT)
         if len(self.associations) >= self.limits.associations:
-            log.warning("limits.associations is %d: refused one more", self.limits.associations)
-            raise Refused(v5.ENODEV)
+            text = f"limits.associations is {self.limits.associations}"
+            raise Refused(v5.ENODEV, "limits.associations", text)
         try:
-            model = export.make()
+            model = make()
         except (VofError, OSError) as error:
             log.error("%s: cannot make a device: %s", tvqn, error)
             raise Refused(v5.ENODEV) from None

@@ -92,6 +92,7 @@ class BlkModel(DeviceModel):
         seg_max: int = 126,
         blk_size: int = SECTOR,
         serial: bytes = b"",
+        read_only: bool = False,
     ) -> None:
         """Present ``backing``.
 
@@ -103,6 +104,7 @@ class BlkModel(DeviceModel):
             seg_max: most data segments that a driver should use.
             blk_size: what the driver should take for the size of a block, in bytes.
             serial: up to 20 bytes, what get-id answers.
+            read_only: this driver may not write, though the backing could.
 
         Raises:
             InvalidArgument: a value that virtio-blk cannot express.
@@ -115,6 +117,7 @@ class BlkModel(DeviceModel):
         if not 1 <= queues <= 0xFFFF or not 1 <= queue_size <= 0x8000:
             raise InvalidArgument(f"{queues} queues of {queue_size}; 1 to 65535 of 1 to 32768")
         self._backing = backing
+        self._read_only = read_only or backing.read_only
         self._lost = backing.lost
         self._serial = serial.ljust(VIRTIO_BLK_ID_BYTES, b"\0")
         self.queue_sizes = (queue_size,) * queues
@@ -127,12 +130,12 @@ class BlkModel(DeviceModel):
             VIRTIO_BLK_F_TOPOLOGY,
             VIRTIO_BLK_F_MQ,
         )
-        if backing.read_only:
+        if self._read_only:
             self.device_features |= bit(VIRTIO_BLK_F_RO)
         else:
             self.device_features |= bit(VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES)
         physical = max(backing.block_size, blk_size)
-        writable = not backing.read_only
+        writable = not self._read_only
         self._config = BlkConfig(
             size_max=size_max,
             seg_max=seg_max,
@@ -240,7 +243,7 @@ class BlkModel(DeviceModel):
         if kind == VIRTIO_BLK_T_IN:
             data, length = cut(writable, 0, in_length), in_length
         elif kind == VIRTIO_BLK_T_OUT:
-            if self._backing.read_only:
+            if self._read_only:
                 return Job(chain, kind, VIRTIO_BLK_S_IOERR)
             data, length = cut(readable, HEADER_BYTES, out_length), out_length - HEADER_BYTES
         elif kind == VIRTIO_BLK_T_GET_ID:
@@ -259,7 +262,7 @@ class BlkModel(DeviceModel):
     def _parse_ranges(self, chain: Chain, kind: int, length: int, limit: int) -> Job:
         """Read and check a discard or write-zeroes (5.2.6.2)."""
         count, odd = divmod(length, RANGE.size)
-        if odd or not 1 <= count <= MAX_RANGES or self._backing.read_only:
+        if odd or not 1 <= count <= MAX_RANGES or self._read_only:
             return Job(chain, kind, VIRTIO_BLK_S_IOERR)
         payload = b"".join(cut(chain.readable, HEADER_BYTES, HEADER_BYTES + length))
         ranges, status = [], VIRTIO_BLK_S_OK
