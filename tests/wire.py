@@ -123,10 +123,10 @@ class Target:
         await control.start()
         return control, vq
 
-    async def gone(self) -> None:
-        """Wait until no association is left."""
+    async def gone(self, but: int = 0) -> None:
+        """Wait until no association is left, or so many."""
         with trio.fail_after(5):
-            while self.server.associations:
+            while len(self.server.associations) > but:
                 await trio.lowlevel.checkpoint()
 
 

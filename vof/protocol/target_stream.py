@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 
 from vof.errors import LocalProtocolError
 from vof.memory import HEAP, Buffer, Pool
+from vof.protocol.budget import CHUNK, FREE, UNLIMITED, Budget
 from vof.protocol.stream import Inbox, Outbox, Program
 from vof.virtio.model import Chain
 
@@ -25,6 +26,10 @@ GET_GENERATION, GET_NUM_QUEUES, SET_VQ_SIZE = range(0x10000, 0x10003)
 """Commands that v5 has no number for: beyond what 16 bits can hold."""
 UNKNOWN = -1
 """The opcode of a command that the dialect does not know."""
+
+
+def _nobody() -> None:
+    """Wake nobody."""
 
 
 class Message(NamedTuple):
@@ -53,6 +58,9 @@ class TargetStream(ABC):
         messages: other commands that came and were not taken yet.
         inflight: how many requests were not pushed yet.
         paused: the parser waits for requests to end: call ``inbox.advance()`` when some did.
+        starved: it waits for bytes that other queues hold; ``wake`` is called when there are some.
+        wake: see ``starved``.
+        slow: messages that began and were not taken at once, in all.
         errors: how many commands were answered with an error.
         dialect: its name in the table of dialects.
         waits: requests wait for DRIVER_OK even when the driver never wrote the status.
@@ -70,8 +78,13 @@ class TargetStream(ABC):
         self.inflight = 0
         self.paused = False
         self.errors = 0
+        self.starved = False
+        self.slow = 0
+        self.wake = _nobody
         self._request_bytes = request_bytes
         self._queue_bytes = queue_bytes
+        self._grant = min(queue_bytes, FREE)
+        self._budget = UNLIMITED
         self._queue_size = -1  # not bound yet
         self._held = 0
         self._pool: Pool = HEAP
@@ -84,7 +97,9 @@ class TargetStream(ABC):
         self._sending: list[memoryview] = []
         self.inbox.run(self._commands())
 
-    def bind(self, queue_size: int, pool: Pool, failure: bytes = b"") -> None:
+    def bind(
+        self, queue_size: int, pool: Pool, failure: bytes = b"", budget: Budget = UNLIMITED
+    ) -> None:
         """Become a queue's stream.
 
         Args:
@@ -92,8 +107,10 @@ class TargetStream(ABC):
             pool: where payload goes.
             failure: the end of the writable part of a request that cannot be carried out; see
                 ``DeviceModel.failure``.
+            budget: what other queues share with this one.
         """
         self._queue_size = queue_size
+        self._budget = budget
         self._pool = pool
         self._failure = failure
 
@@ -120,11 +137,41 @@ class TargetStream(ABC):
     # -- in -----------------------------------------------------------------------------------
 
     def _afford(self, size: int) -> Program:
-        """Pause until a request of ``size`` bytes fits the budget; one alone always does."""
-        while (self.inflight or self.outbox.pending()) and (
-            self._held + size + self.outbox.pending() > self._queue_bytes
-        ):
+        """Pause until a request of ``size`` bytes fits the budgets.
+
+        One alone always fits that of the queue; what it holds beyond FREE it must get from those
+        that others share.
+        """
+        while True:
+            held = self._held + self.outbox.pending()
+            if held + size > self._queue_bytes and (held or self.inflight):
+                yield from self._pause()
+                continue
+            lacking = held + size - self._grant
+            if lacking <= 0:
+                return
+            lacking = -(-lacking // CHUNK) * CHUNK
+            if self._budget.take(lacking):
+                self._grant += lacking
+                return
+            self._budget.wait(self.wake)
+            self.starved = True
             yield from self._pause()
+            self.starved = False
+
+    def yield_bytes(self) -> None:
+        """Give back what is beyond need to those who share the budget."""
+        need = max(min(self._queue_bytes, FREE), self._held + self.outbox.pending())
+        spare = (self._grant - need) // CHUNK * CHUNK
+        if spare > 0:
+            self._grant -= spare
+            self._budget.give(spare)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a message began and did not end, and nothing but the peer is waited for."""
+        inbox = self.inbox
+        return not self.paused and (inbox.target is not None or inbox.pos != inbox.end)
 
     def _pause(self) -> Program:
         self.paused = True
@@ -180,6 +227,7 @@ class TargetStream(ABC):
         """Let go of all memory that holds nothing."""
         self._spares.clear()
         self.inbox.trim()
+        self.yield_bytes()
         if not self.inflight and not self.outbox.pending():
             self._slab, self._slab_pos = memoryview(b""), 0
 
@@ -190,6 +238,12 @@ class TargetStream(ABC):
         each other.
         """
         self.inbox.release()
+        self._budget.forget(self.wake)
+        self.wake = _nobody
+        self._held = 0
+        self.outbox.pieces.clear()
+        self.outbox.tail.clear()
+        self.yield_bytes()
         self.chains, self.messages = [], []
         self._spares.clear()
         self._sending.clear()
@@ -240,6 +294,8 @@ class TargetStream(ABC):
             self._sending.clear()
         if not self.inflight:
             self._slab_pos = 0
+        if self._grant > FREE and self._budget.contended:
+            self.yield_bytes()
 
 
 def check_used(written: int, filled: int | None, capacity: int) -> int:

@@ -45,6 +45,7 @@ class V0Target(TargetStream):
             if inbox.end - inbox.pos < 16:
                 yield 16
                 continue
+            self.slow += 1
             opcode, command_id, _, ndesc = VRING_COMMAND.unpack_from(inbox.view, inbox.pos)
             if opcode == v0.VRING and self._queue_size >= 0:
                 yield from self._request(command_id, ndesc)
@@ -82,6 +83,7 @@ class V0Target(TargetStream):
             yield from self._pause()
         size = out_length + in_length + head
         yield from self._afford(size)
+        self._held += size
         payload: memoryview | None = None
         readable: tuple[memoryview, ...] = ()
         if out_length > INLINE_BYTES:
@@ -102,7 +104,6 @@ class V0Target(TargetStream):
         writable = (slab[slot + start : slot + start + in_length],) if in_length else ()
         token = (command_id, in_length, size, slab, slot, payload, start)
         self.chains.append(Chain(readable, writable, token))
-        self._held += size
         self.inflight += 1
         inbox.lent += 1
 

@@ -34,7 +34,7 @@ class V5Target(TargetStream):
             append, held = self.chains.append, self._held
             slab, slot = self._slab, self._slab_pos
             room = self._queue_size - self.inflight
-            budget = self._queue_bytes
+            budget = min(self._grant, self._queue_bytes)
             if outbox.pieces:
                 budget -= outbox.pending()
             slab_size = len(slab)
@@ -74,6 +74,7 @@ class V5Target(TargetStream):
             if end - pos < 16:
                 yield 16
                 continue
+            self.slow += 1
             opcode, command_id, out_length, in_length = unpack(inbox.view, pos)
             if opcode == vq and self._queue_size >= 0:
                 yield from self._request(command_id, out_length, in_length)
@@ -101,6 +102,7 @@ class V5Target(TargetStream):
             return
         size = out_length + in_length
         yield from self._afford(size)
+        self._held += size
         payload: memoryview | None = None
         readable: tuple[memoryview, ...] = ()
         if out_length > INLINE_BYTES:
@@ -119,7 +121,6 @@ class V5Target(TargetStream):
         writable = (slab[slot + 16 : slot + 16 + in_length],) if in_length else ()
         token = (command_id, in_length, size, slab, slot, payload)
         self.chains.append(Chain(readable, writable, token))
-        self._held += size
         self.inflight += 1
         inbox.lent += 1
 

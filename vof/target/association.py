@@ -15,6 +15,7 @@ import trio
 
 from vof.errors import InvalidArgument, LocalProtocolError, VofError
 from vof.protocol import v5
+from vof.protocol.budget import Budget
 from vof.protocol.session import Event, Session, State
 from vof.protocol.target_stream import (
     GET_GENERATION,
@@ -69,6 +70,7 @@ class Association:
         peer: where its control queue comes from.
         queues: the connected virtqueues by index.
         requests: that virtqueues took which have ended.
+        budget: bytes that its queues share.
         since: when it began, on the monotonic clock.
         gone: set when nothing of it is left.
     """
@@ -81,6 +83,7 @@ class Association:
         model: DeviceModel,
         connection: Connection,
         tidy: Tidy,
+        budget: Budget,
     ) -> None:
         self.ident = ident
         self.tvqn = tvqn
@@ -90,6 +93,7 @@ class Association:
         self.requests = 0
         self.since = monotonic()
         self.gone = trio.Event()
+        self.budget = budget
         self._model = model
         self._connection = connection
         self._tidy = tidy
@@ -351,7 +355,7 @@ class Association:
         size = self.queue_size(index, size)
         if index in self.queues:
             raise Refused(v5.EQUEUEBUSY)
-        stream.bind(size, self._model.pool, self._model.failure)
+        stream.bind(size, self._model.pool, self._model.failure, self.budget)
         served = Served(size, connection, stream, session, self.answer, self._tidy.touch)
         served.held = stream.waits or self._touched
         self.queues[index] = served

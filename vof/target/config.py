@@ -39,12 +39,30 @@ LIMITS: dict[str, Key] = {
         4096,
         1 << 40,
     ),
+    "association_bytes": Key(
+        "size",
+        _NUMBERS["association_bytes"],
+        "bytes of all queues of one association, beyond 256K of each; then they wait",
+        4096,
+        1 << 40,
+    ),
+    "peer_bytes": Key(
+        "size", _NUMBERS["peer_bytes"], "the same, of all from one address", 4096, 1 << 40
+    ),
+    "total_bytes": Key("size", _NUMBERS["total_bytes"], "the same, of all", 4096, 1 << 40),
     "associations": Key(
         "integer", _NUMBERS["associations"], "device instances at a time", 1, 65535
     ),
     "connections": Key("integer", _NUMBERS["connections"], "connections at a time", 1, 1 << 20),
     "connect_seconds": Key(
         "seconds", _NUMBERS["connect_seconds"], "for a connection to say who it is", 0.01, 3600
+    ),
+    "command_seconds": Key(
+        "seconds",
+        _NUMBERS["command_seconds"],
+        "for a peer to finish a message that it began",
+        0.01,
+        3600,
     ),
     "drain_seconds": Key(
         "seconds",
@@ -65,7 +83,11 @@ LIMITS: dict[str, Key] = {
     ),
 }
 
-RISING = (("request_bytes", "queue_bytes"),)
+RISING = (
+    ("request_bytes", "queue_bytes"),
+    ("association_bytes", "peer_bytes"),
+    ("peer_bytes", "total_bytes"),
+)
 """Pairs of limits of which the second is not the smaller one."""
 
 ADMIN = Key("path", "", "where vof status and others reach the target, or none")

@@ -94,6 +94,7 @@ class FabricDeviceQueue:
         self._quiet = False
         self._leaving: Message | None = None
         self.push = stream.push  # no call in between on the data path
+        stream.wake = self._go
 
     async def receive(self) -> Sequence[Chain]:
         """Wait for chains. When the connection is over, ends the serving task instead."""
@@ -178,6 +179,11 @@ class FabricDeviceQueue:
         """Send what was pushed."""
         self._connection.flush()
         if self._progress is not None:
+            self._go()
+
+    def _go(self) -> None:
+        """Let whoever waits in ``_step`` look again."""
+        if self._progress is not None:
             self._progress.set()
             self._progress = None
 
@@ -211,7 +217,7 @@ class FabricDeviceQueue:
         elif connection.blocked and (stream.paused or stream.outbox.pending() > MOST_UNSENT):
             await connection.drained()
         elif stream.paused:
-            if stream.inflight:
+            if stream.inflight or stream.starved:
                 await self._step()
             stream.inbox.advance()
         else:

@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import trio
 
 from vof.errors import RemoteProtocolError, VofError
 from vof.memory import HEAP
 from vof.protocol import v5
+from vof.protocol.budget import Budget
 from vof.protocol.dialects import Dialect, Opening
 from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
 from vof.target.access import THIS_MACHINE, Allow, decide
 from vof.target.association import Association, Refused
 from vof.target.seldom import Seldom
+from vof.target.stalls import Stalls
 from vof.target.tidy import Tidy
 from vof.transport import Connection, Listener
 from vof.virtio.model import DeviceModel
@@ -44,18 +47,26 @@ class Limits:
     Attributes:
         request_bytes: readable, and writable, bytes of one request.
         queue_bytes: bytes in flight on one virtqueue; more makes it stop reading.
+        association_bytes: beyond 256 KiB of each queue, of one device instance.
+        peer_bytes: the same, of all device instances of one peer address.
+        total_bytes: the same, of all.
         associations: device instances at a time.
         connections: connections at a time.
         connect_seconds: for a connection to say who it is.
+        command_seconds: for a peer to finish a message that it began.
         drain_seconds: for in-flight requests to end when the target stops.
         keepalive_seconds: between signs of life on an idle control queue; 0 sends none.
     """
 
     request_bytes: int = 16 * 1024 * 1024
     queue_bytes: int = 64 * 1024 * 1024
+    association_bytes: int = 256 * 1024 * 1024
+    peer_bytes: int = 512 * 1024 * 1024
+    total_bytes: int = 1024 * 1024 * 1024
     associations: int = 1024
     connections: int = 4096
     connect_seconds: float = 10.0
+    command_seconds: float = 30.0
     drain_seconds: float = 10.0
     keepalive_seconds: float = 30.0
 
@@ -114,6 +125,7 @@ class Server:
         listeners: where connections are accepted, and what ends that.
         connections: the open ones, and the stream on each, once its dialect is known.
         refusals: how often something was refused, by the reason.
+        budget: bytes that all queues share.
         ended: what ended connections and virtqueues have done.
         since: when it began, on the monotonic clock.
     """
@@ -130,6 +142,9 @@ class Server:
         self.since = monotonic()
         self._nursery: trio.Nursery
         self._tidy = Tidy()
+        self.budget = Budget(self.limits.total_bytes)
+        self._peers: WeakValueDictionary[str, Budget] = WeakValueDictionary()
+        self._stalls = Stalls(self.connections, lambda: self.limits.command_seconds, self._cut)
 
     async def serve(
         self,
@@ -140,6 +155,7 @@ class Server:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._tidy.run)
+                self._nursery.start_soon(self._stalls.run)
                 for listener in listeners:
                     self.listen(listener)
                 task_status.started()
@@ -297,6 +313,7 @@ class Server:
         limits = self.limits
         stream = dialect.target(limits.request_bytes, limits.queue_bytes, opening.inbox)
         self.connections[connection] = stream
+        connection.stalling = self._stalls.note
         connection.attach(stream, self._nursery)
         stream.inbox.advance()
         return stream
@@ -376,10 +393,23 @@ class Server:
         ident = secrets.randbelow(v5.NEW_INSTANCE)
         while ident in self.associations:
             ident = secrets.randbelow(v5.NEW_INSTANCE)
-        association = Association(ident, tvqn, ivqn, model, connection, self._tidy)
+        budget = Budget(self.limits.association_bytes, self._budget_of(connection.peer))
+        association = Association(ident, tvqn, ivqn, model, connection, self._tidy, budget)
         self.associations[ident] = association
         log.info("%s: %r connected from %s as %d", tvqn, ivqn, connection.peer, ident)
         return association
+
+    def _budget_of(self, peer: str) -> Budget:
+        """Return what all device instances of one address share; lives as long as they do."""
+        self.budget.limit = self.limits.total_bytes
+        budget = self._peers.get(peer)
+        if budget is None:
+            budget = self._peers[peer] = Budget(self.limits.peer_bytes, self.budget)
+        budget.limit = self.limits.peer_bytes
+        return budget
+
+    def _cut(self) -> None:
+        self.refusals["limits.command_seconds"] += 1
 
     async def _control(
         self, association: Association, stream: TargetStream, session: Session

@@ -35,6 +35,7 @@ def status(server: Server, entries: Iterable[Entry]) -> dict[str, object]:
         "devices": [_device(entry, busy) for entry in entries],
         "associations": [_association(one) for one in associations],
         "totals": _totals(server),
+        "shared_bytes": server.budget.used,
         "refusals": dict(server.refusals),
         "limits": dataclasses.asdict(server.limits),
         "polling": polling.statistics(),
@@ -64,6 +65,8 @@ def _association(one: Association) -> dict[str, object]:
         "status": one.status,
         "features": one.features,
         "age_seconds": monotonic() - one.since,
+        "shared_bytes": one.budget.used,
+        "shared_waits": one.budget.waits,
         "queues": [
             {
                 "index": index,

@@ -49,6 +49,7 @@ class Connection:
         dry: the last ``receive`` took everything.
         bytes_in: bytes that came.
         bytes_out: bytes that the system took.
+        stalling: called before a sleep inside a message, or None.
         stuck: while ``blocked``: since when the peer takes nothing, like ``heard``.
     """
 
@@ -60,6 +61,7 @@ class Connection:
         self.dry = True
         self.bytes_in = self.bytes_out = 0
         self.stuck = 0.0
+        self.stalling: Callable[[Connection], None] | None = None
         self._sock = sock
         self._send = sock.send
         self._recv_into = sock.recv_into
@@ -189,6 +191,9 @@ class Connection:
     async def sleep(self) -> None:
         """The second half of ``wait``, after ``spin()`` said False. Suspends."""
         if self.error is None:
+            inbox = self._inbox
+            if self.stalling is not None and (inbox.target is not None or inbox.pos != inbox.end):
+                self.stalling(self)
             try:
                 await trio.lowlevel.wait_readable(self._sock)
             except trio.ClosedResourceError:
