@@ -60,7 +60,7 @@ class TargetStream(ABC):
         paused: the parser waits for requests to end: call ``inbox.advance()`` when some did.
         starved: it waits for bytes that other queues hold; ``wake`` is called when there are some.
         wake: see ``starved``.
-        slow: messages that began and were not taken at once, in all.
+        taken: messages that were taken, or begun, in all.
         errors: how many commands were answered with an error.
         dialect: its name in the table of dialects.
         waits: requests wait for DRIVER_OK even when the driver never wrote the status.
@@ -79,7 +79,7 @@ class TargetStream(ABC):
         self.paused = False
         self.errors = 0
         self.starved = False
-        self.slow = 0
+        self.taken = 0
         self.wake = _nobody
         self._request_bytes = request_bytes
         self._queue_bytes = queue_bytes

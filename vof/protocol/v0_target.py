@@ -45,7 +45,7 @@ class V0Target(TargetStream):
             if inbox.end - inbox.pos < 16:
                 yield 16
                 continue
-            self.slow += 1
+            self.taken += 1
             opcode, command_id, _, ndesc = VRING_COMMAND.unpack_from(inbox.view, inbox.pos)
             if opcode == v0.VRING and self._queue_size >= 0:
                 yield from self._request(command_id, ndesc)

@@ -70,11 +70,12 @@ class V5Target(TargetStream):
             inbox.pos, self._slab_pos, self._held = pos, slot, held
             inbox.lent += count
             self.inflight += count
+            self.taken += count
             del view, slab, append  # a program that waits holds no memory
             if end - pos < 16:
                 yield 16
                 continue
-            self.slow += 1
+            self.taken += 1
             opcode, command_id, out_length, in_length = unpack(inbox.view, pos)
             if opcode == vq and self._queue_size >= 0:
                 yield from self._request(command_id, out_length, in_length)

@@ -45,8 +45,8 @@ class Stalls:
         if stream is None or not stream.unfinished:
             return
         known = self._since.get(connection)
-        if known is None or known[0] != stream.slow:
-            self._since[connection] = stream.slow, monotonic()
+        if known is None or known[0] != stream.taken:
+            self._since[connection] = stream.taken, monotonic()
             self._some.set()
 
     async def run(self) -> None:
@@ -56,7 +56,7 @@ class Stalls:
             await trio.sleep(min(self._seconds() / 4, LONGEST_PERIOD_S))
             for connection, (message, since) in list(self._since.items()):
                 stream = self._streams.get(connection)
-                if stream is None or not stream.unfinished or stream.slow != message:
+                if stream is None or not stream.unfinished or stream.taken != message:
                     del self._since[connection]
                 elif connection.blocked:  # we may be the one who does not read
                     self._since[connection] = message, monotonic()
