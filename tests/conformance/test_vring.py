@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Rings in shared memory pass the suite, as the fabric queue does."""
+
+import pytest
+
+from tests.conformance.memory_device import maker
+from tests.conformance.vring_device import Split, VringDevice
+from vof.conformance import CHECKS
+
+VARIANTS = {
+    f"{kind.__name__.lower()}{'-indirect' * indirect}{'-event' * event}{'-late' * bool(late)}": (
+        {"kind": kind, "indirect": indirect, "event_idx": event, "late": late}
+    )
+    for kind in (Split,)
+    for indirect in (False, True)
+    for event in (False, True)
+    for late in (0, 3)
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_virtqueue(variant, check):
+    await check(maker(VringDevice, **VARIANTS[variant]))
