@@ -4,14 +4,14 @@
 import pytest
 
 from tests.conformance.memory_device import maker
-from tests.conformance.vring_device import Split, VringDevice
+from tests.conformance.vring_device import Packed, Split, VringDevice
 from vof.conformance import CHECKS
 
 VARIANTS = {
     f"{kind.__name__.lower()}{'-indirect' * indirect}{'-event' * event}{'-late' * bool(late)}": (
         {"kind": kind, "indirect": indirect, "event_idx": event, "late": late}
     )
-    for kind in (Split,)
+    for kind in (Split, Packed)
     for indirect in (False, True)
     for event in (False, True)
     for late in (0, 3)

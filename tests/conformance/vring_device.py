@@ -6,9 +6,11 @@ import trio
 from tests.conformance.memory_device import MemoryDevice
 from vof.errors import QueueBroken, RingError
 from vof.memory import Region
-from vof.virtio.layout import SplitLayout
+from vof.virtio.layout import PackedLayout, SplitLayout
+from vof.virtio.packed import PackedVirtqueue
+from vof.virtio.packed_vringh import PackedVringh
 from vof.virtio.split import SplitVirtqueue
-from vof.virtio.vringh import SplitVringh
+from vof.virtio.split_vringh import SplitVringh
 
 MIB = 1 << 20
 
@@ -29,6 +31,9 @@ class Bell:
     async def wait(self):
         await self._event.wait()
         self._event = trio.Event()
+
+    async def checkpoint(self):
+        await trio.lowlevel.checkpoint()
 
 
 class VringEnd:
@@ -71,6 +76,12 @@ class Split:
     """The classes of a split ring."""
 
     driver, layout, device = SplitVirtqueue, SplitLayout, SplitVringh
+
+
+class Packed:
+    """The classes of a packed ring."""
+
+    driver, layout, device = PackedVirtqueue, PackedLayout, PackedVringh
 
 
 class VringDevice(MemoryDevice):

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where the buffers of a chain are: in the region as they are, or as copies."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from vof.errors import InvalidArgument
+from vof.memory import Buffer, Region
+from vof.virtio.layout import VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
+
+Place: TypeAlias = tuple[int, int, int]
+"""Address, length and flags of one descriptor; all of a chain but the last have NEXT."""
+
+Back: TypeAlias = list[tuple[memoryview, memoryview]]
+"""Pieces of the region, and the driver's writable buffers that they stand for."""
+
+
+def place(
+    region: Region, sgs: Sequence[Buffer], out_sgs: int
+) -> tuple[list[Place], int, list[Buffer], Back]:
+    """Find, or copy into the region, the buffers of one chain.
+
+    Args:
+        region: where the device finds them.
+        sgs: not empty, and neither is any of them.
+        out_sgs: how many of them are readable.
+
+    Returns:
+        The places, the number of writable bytes, all that must live as long as the chain, and what
+        is to be copied back when it was used.
+
+    Raises:
+        InvalidArgument: a writable buffer cannot be written.
+        MemoryError: the region has no room for a copy.
+    """
+    offset_of, base = region.offset_of, region.address
+    places: list[Place] = []
+    held, back = list(sgs), []
+    flags, room = VRING_DESC_F_NEXT, 0
+    for number, buffer in enumerate(sgs):
+        length = len(buffer)
+        if number >= out_sgs:
+            flags = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE
+            room += length
+        offset = offset_of(buffer)
+        if offset is None:
+            piece = region.alloc(length)
+            held.append(piece)
+            if number < out_sgs:
+                piece[:] = buffer
+            else:
+                back.append((piece, _writable(buffer)))
+            places.append((region.address_of(piece), length, flags))
+        else:
+            places.append((base + offset, length, flags))
+    places[-1] = (*places[-1][:2], flags & ~VRING_DESC_F_NEXT)
+    return places, room, held, back
+
+
+def _writable(buffer: Buffer) -> memoryview:
+    view = memoryview(buffer)
+    if view.readonly or view.format != "B":
+        raise InvalidArgument("a writable buffer is read-only, or not of bytes")
+    return view
