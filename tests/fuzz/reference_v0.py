@@ -247,9 +247,10 @@ def completions(data, requests, steps):
             ident, status = next(iter(steps)), status or EOPNOTSUPP
         size = 16
         if ident in steps:
-            opcode, token, result = steps.pop(ident)
+            opcode, token, result = steps[ident]
             if not status and value > MOST.get(opcode, value):
                 return offence, steps
+            del steps[ident]
             if token is None and opcode == GET_CONFIG_CHANGED and not status:
                 found.notices.append((v5.ID_CONFIG_CHANGE, value))
             if result:

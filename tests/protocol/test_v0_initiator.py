@@ -368,6 +368,7 @@ def test_no_value_beyond_its_kind(opcode, fields, name, most):
     assert len(stream.answers) == 2
     with pytest.raises(RemoteProtocolError, match=f"{name} {most + 1}: it is at most {most}"):
         feed(stream.inbox, done(AT + 2, most + 1))
+    assert stream.inflight() == ["wrong"]  # who waits for it is told
 
 
 def test_an_instance_id_has_16_bits():

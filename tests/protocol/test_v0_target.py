@@ -51,7 +51,8 @@ def fill(chain, data):
 @pytest.mark.parametrize("step", ENDS)
 def test_a_read(step):
     stream = bound()
-    feed(stream.inbox, vring(7, desc(2, 5), desc(4, 9, True, 3), desc(1, 8, True), payload=b"hi"))
+    data = vring(7, desc(2, 5), desc(4, 9, True, 3), desc(1, 8, True), payload=b"hi")
+    feed(stream.inbox, data, step)
     (chain,) = taken(stream)
     assert b"".join(chain.readable) == b"hi"
     fill(chain, b"dataS")
@@ -173,8 +174,8 @@ def test_too_many_descriptors_are_passed_over(size, status, step):
     stream = bound(size, pool=pool, failure=b"\1" if size else b"")
     head = struct.pack("<HHIHHI", 8192, 5, 0, 1025, 0, 0)
     back = desc(3, 7, True)
-    data = head + desc(2, 1, False) * 1023 + desc(9, 8, True) + back + bytes(2046)
-    feed(stream.inbox, data, step)
+    data = head + desc(2, 1, False) * 1023 + desc(9, 8, True) + back
+    feed(stream.inbox, data + b"x" * 2046 + plain(2, 9), step)
     answer = done(5, ndesc=2, status=status) + desc(1, 8, True)
     if size:
         answer += back + bytes(3) + b"\1"
@@ -182,6 +183,7 @@ def test_too_many_descriptors_are_passed_over(size, status, step):
         answer += desc(1, 7, True) + bytes(2)
     assert drain(stream) == answer
     assert not pool.sizes
+    assert [(m.opcode, m.command_id) for m in stream.messages] == [(v5.KEEPALIVE, 9)]
 
 
 def test_too_many_descriptors_of_too_much_end_the_connection():
@@ -214,6 +216,23 @@ def test_each_chain_once_and_within_its_room():
     stream.push(chain, 0)
     with pytest.raises(LocalProtocolError, match="already"):
         stream.push(chain, 0)
+
+
+def test_answers_stay_behind_the_requests_before_them():
+    stream = bound()
+    feed(stream.inbox, vring(1, desc(2, 0, True)) + plain(2, 2) + plain(3, 3, "<I8x", 0))
+    (chain,) = taken(stream)
+    stream.push(chain, 2)
+    stream.answer(stream.messages[0], v5.OK)
+    stream.inbox.advance()
+    payload = desc(2, 0, True) + bytes(2)
+    assert drain(stream) == done(1, 2, 1) + payload + done(2) + done(3, v0.MAX_SEGS)
+
+
+def test_errors_are_counted():
+    stream = bound(1, request_bytes=100)
+    feed(stream.inbox, vring(6, desc(101, 1, True)) + vring(7) + plain(3, 3, "<I8x", 0))
+    assert stream.errors == 2
 
 
 # -- CONNECT ----------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ class V0Initiator(InitiatorStream):
 
     def _completed(self, command_id: int, status: int, value: int) -> None:
         """Take the answer to one control command of the wire."""
-        opcode, command = self._steps.pop(command_id)
+        opcode, command = self._steps[command_id]
         names = v0.COMMANDS[opcode].completion.names
         fields = {names[-1]: value} if len(names) > 3 else {}
         if not status and value > MOST.get(names[-1], value):
@@ -283,6 +283,7 @@ class V0Initiator(InitiatorStream):
                 f"{v0.COMMANDS[opcode].name} is answered with {names[-1]} {value}: "
                 f"it is at most {MOST[names[-1]]}"
             )
+        del self._steps[command_id]
         if command is None:
             self._news(opcode, status, fields)
             return
