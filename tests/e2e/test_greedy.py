@@ -117,7 +117,7 @@ async def test_a_peer_that_fills_every_limit_takes_no_more_than_its_share():
                 assert status == v5.ENODEV
                 while len((peer := await greedy.connect()).stream.socket.getpeername()):
                     await peer.send(b"\0")
-                    with trio.move_on_after(0.2) as patient:
+                    with trio.move_on_after(0.1) as patient:
                         await peer.take(1)
                     if not patient.cancelled_caught:
                         break  # it was closed at once: no more connections
@@ -129,6 +129,7 @@ async def test_a_peer_that_fills_every_limit_takes_no_more_than_its_share():
             greedy.close()
             after = await rate(disk)
     told = f"{before:.0f} alone, {filled:.0f} beside, {hammered:.0f} hammered, {after:.0f} after"
-    assert filled > before / 2, told  # half is the fair share of one of two
-    assert hammered > before / 4, told  # who hammers also takes half of this process
+    alone = min(before, after)
+    assert filled > alone / 2, told  # half is the fair share of one of two
+    assert hammered > alone / 4, told  # who hammers also takes half of this process
     assert grown < HELD_KIB, grown
