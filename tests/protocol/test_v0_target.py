@@ -52,12 +52,13 @@ def fill(chain, data):
 def test_a_read(step):
     stream = bound()
     data = vring(7, desc(2, 5), desc(4, 9, True, 3), desc(1, 8, True), payload=b"hi")
-    feed(stream.inbox, data, step)
-    (chain,) = taken(stream)
-    assert b"".join(chain.readable) == b"hi"
-    fill(chain, b"dataS")
-    stream.push(chain, 5)
-    assert drain(stream) == (done(7, 5, 2) + desc(4, 9, True, 3) + desc(1, 8, True) + b"dataS")
+    feed(stream.inbox, data * 2, step)
+    for chain in taken(stream):
+        assert b"".join(chain.readable) == b"hi"
+        fill(chain, b"dataS")
+        stream.push(chain, 5)
+    answer = done(7, 5, 2) + desc(4, 9, True, 3) + desc(1, 8, True) + b"dataS"
+    assert drain(stream) == answer * 2
     assert (stream.inflight, stream._held, stream.inbox.lent) == (0, 0, 0)
 
 
@@ -186,6 +187,13 @@ def test_too_many_descriptors_are_passed_over(size, status, step):
     assert [(m.opcode, m.command_id) for m in stream.messages] == [(v5.KEEPALIVE, 9)]
 
 
+def test_so_many_descriptors_and_no_more():
+    stream = bound()
+    feed(stream.inbox, vring(1, *[desc(1, n) for n in range(1024)], payload=b"x" * 1024))
+    (chain,) = taken(stream)
+    assert b"".join(chain.readable) == b"x" * 1024
+
+
 def test_too_many_descriptors_of_too_much_end_the_connection():
     stream = bound(request_bytes=100)
     head = struct.pack("<HHIHHI", 8192, 5, 0, 1025, 0, 0)
@@ -205,6 +213,34 @@ def test_refusals_that_nobody_reads_wait():
         assert len(answer) % (16 + 48 + 1 + INLINE_BYTES) == 0
         stream.inbox.advance()
     assert not stream.paused
+
+
+def test_the_budget_is_of_all_that_a_request_takes():
+    size = 300 + 200 + 16 + 2 * 24
+    stream = bound(queue_bytes=2 * size)
+    data = vring(1, desc(300, 0), desc(200, 1, True), payload=bytes(300))
+    feed(stream.inbox, data * 3)
+    first, second = taken(stream)
+    assert stream.paused
+    stream.push(first, 0)
+    drain(stream)
+    stream.inbox.advance()
+    (third,) = taken(stream)
+    assert not stream.paused
+    for chain in (second, third):
+        stream.push(chain, 0)
+    assert stream._held == 0
+
+
+def test_large_buffers_are_used_again():
+    pool = SpyPool()
+    stream = bound(pool=pool)
+    for _ in range(3):
+        feed(stream.inbox, vring(1, desc(INLINE_BYTES + 1, 0), payload=bytes(INLINE_BYTES + 1)))
+        (chain,) = taken(stream)
+        stream.push(chain, 0)
+        drain(stream)
+    assert pool.sizes.count(INLINE_BYTES + 1) == 1
 
 
 def test_each_chain_once_and_within_its_room():
@@ -259,6 +295,7 @@ def test_connect(step):
     assert drain(stream) == done(3, 12) + done(3, status=71)
 
 
+@pytest.mark.parametrize("step", [1, 100, None])
 @pytest.mark.parametrize(
     ("wrong", "answer"),
     [
@@ -268,9 +305,9 @@ def test_connect(step):
         ({"write": True}, done(3, 0, 1, 19) + desc(1, 0, True, 5) + b"\0"),
     ],
 )
-def test_a_connect_that_is_none_may_be_tried_again(wrong, answer):
+def test_a_connect_that_is_none_may_be_tried_again(wrong, answer, step):
     stream = V0Target(MIB, MIB)
-    feed(stream.inbox, connect(**wrong) + connect(4), 100)
+    feed(stream.inbox, connect(**wrong) + connect(4), step)
     assert drain(stream) == answer
     assert [message.command_id for message in stream.messages] == [4]
 
@@ -330,6 +367,7 @@ def test_an_unknown_command_is_nobody_elses(opcode):
         (plain(3, 1, "<I8x", 0), 0, v0.MAX_SEGS),
         (plain(3, 1, "<I8x", 1), 22, 0),
         (plain(4, 1, "<IQ", 0, 128), 0, 0),
+        (plain(4, 1, "<IQ", 0, v0.MAX_SEGS), 0, 0),
         (plain(4, 1, "<IQ", 0, 0), 22, 0),
         (plain(4, 1, "<IQ", 0, v0.MAX_SEGS + 1), 22, 0),
         (plain(4, 1, "<IQ", 7, 1), 22, 0),
@@ -368,9 +406,9 @@ def test_a_queue_size_is_a_power_of_two(size, told):
 def test_get_config_changed_is_held_until_a_change():
     stream = bound(0)
     feed(stream.inbox, plain(4108, 5) + plain(4108, 6))
-    stream.notice(v5.ID_KEEPALIVE)
+    assert not stream.notice(v5.ID_KEEPALIVE)
     assert drain(stream) == b""
-    stream.notice(v5.ID_CONFIG_CHANGE, generation=3)
+    assert not stream.notice(v5.ID_CONFIG_CHANGE, generation=3)
     assert drain(stream) == done(5, 3) + done(6, 3)
     stream.notice(v5.ID_CONFIG_CHANGE, generation=4)
     assert drain(stream) == b""
