@@ -270,10 +270,7 @@ async def test_a_reset_in_the_middle(line):
         nursery.cancel_scope.cancel()
     async with line.driven() as console, trio.open_nursery() as nursery:
         nursery.start_soon(console.write, b"\1end")
-        data = b""
-        while not data.endswith(b"\1end"):
-            await trio.lowlevel.wait_readable(here.fd)
-            data += os.read(here.fd, 65536)
+        data = await here.until(b"\1end")
         assert not data[:-4].strip(b"\0")
         here.send(b"in")
         assert await received(console, 2) == b"in"

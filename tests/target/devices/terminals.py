@@ -44,6 +44,15 @@ class Somebody:
                 data += os.read(self.fd, min(piece, count - len(data)))
         return bytes(data)
 
+    async def until(self, end):
+        """Receive until what came ends so; return it."""
+        data = b""
+        with trio.fail_after(10):
+            while not data.endswith(end):
+                await trio.lowlevel.wait_readable(self.fd)
+                data += os.read(self.fd, 65536)
+        return data
+
     def leave(self):
         if self.fd >= 0:
             os.close(self.fd)

@@ -305,6 +305,33 @@ async def test_cancelled_reads_lose_nothing(port, attach):
     assert cancelled
 
 
+async def test_one_who_left_is_heard_before_the_next_is_written_to(tmp_path):
+    port = SocketPort(str(tmp_path / "port"))
+    one, other = Socket(port.path), Socket(port.path)
+    one.send(b"one")
+    one.leave()
+    await write(port, b"lost")
+    await write(port, b"lost")
+    assert await got(port, 3) == b"one"
+    other.send(b"other")
+    assert await got(port, 5) == b"other"
+    await write(port, b"kept")
+    assert await other.receive(4) == b"kept"
+    other.leave()
+    port.close()
+
+
+async def test_one_who_left_and_said_nothing_holds_up_nobody(tmp_path):
+    port = SocketPort(str(tmp_path / "port"))
+    crowd = [Socket(port.path) for _ in range(4)]
+    for one in crowd[:3]:
+        one.leave()
+    await write(port, b"for the last")
+    assert await crowd[3].receive(12) == b"for the last"
+    crowd[3].leave()
+    port.close()
+
+
 async def test_others_wait_until_it_is_their_turn(tmp_path):
     port = SocketPort(str(tmp_path / "port"))
     crowd = [Socket(port.path) for _ in range(3)]

@@ -23,6 +23,7 @@ import termios
 import tty
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from socket import MSG_PEEK
 from typing import TYPE_CHECKING
 
 import trio
@@ -98,6 +99,7 @@ class Port(ABC):
         When somebody leaves in the middle, the rest is lost.
         """
         await trio.lowlevel.checkpoint()
+        begun = False
         for view in segments:
             while len(view):
                 fd = self.attached()
@@ -105,12 +107,13 @@ class Port(ABC):
                     return
                 try:
                     view = view[os.write(fd, view) :]
+                    begun = True
                 except BlockingIOError:
                     if not await _until(wait_writable, fd):
                         return
                 except OSError:
-                    self._drop(fd)
-                    return
+                    if not self._refused() or begun:
+                        return
 
     def write_now(self, data: bytes) -> None:
         """Hand over what fits. Never suspends."""
@@ -120,7 +123,7 @@ class Port(ABC):
 
     @abstractmethod
     def attached(self) -> int:
-        """Return the descriptor, non-blocking, of who is attached; -1 for nobody."""
+        """Return the descriptor, non-blocking, of who may be written to; -1 for nobody."""
 
     @abstractmethod
     async def _source(self) -> int:
@@ -130,8 +133,9 @@ class Port(ABC):
     async def _left(self, fd: int) -> None:
         """Nothing more comes from ``fd``: wait for somebody else. Suspends."""
 
-    def _drop(self, fd: int) -> None:  # noqa: B027 - a hook, empty on purpose
-        """``fd`` takes nothing any more."""
+    def _refused(self) -> bool:
+        """Who is attached takes nothing any more: return whether somebody else may."""
+        return False
 
     @abstractmethod
     def close(self) -> None:
@@ -150,7 +154,7 @@ async def _until(wait: Callable[[int], Awaitable[None]], fd: int) -> bool:
 class SocketPort(Port):
     """A listening unix stream socket. One is attached; others wait until that one leaves.
 
-    Who ends sending, leaves.
+    Who ends sending, leaves. What one who left had sent before is read, then it is another's turn.
     """
 
     def __init__(self, path: str) -> None:
@@ -161,6 +165,7 @@ class SocketPort(Port):
         """
         super().__init__(path)
         self._client: socket.socket | None = None
+        self._deaf = False
         try:
             self._listener = bind(path, MODE)
         except OSError as error:
@@ -170,6 +175,10 @@ class SocketPort(Port):
         self._listener.listen(WAITING)
 
     def attached(self) -> int:
+        """Whoever is connected and may listen."""
+        return -1 if self._deaf else self._current()
+
+    def _current(self) -> int:
         """Whoever is connected; if nobody is, who waits first."""
         if self._client is None:
             try:
@@ -182,20 +191,28 @@ class SocketPort(Port):
 
     async def _source(self) -> int:
         await trio.lowlevel.checkpoint()
-        while (fd := self.attached()) < 0:
+        while (fd := self._current()) < 0:
             await _until(wait_readable, self._listener.fileno())
-            if self.attached() < 0:
+            if self._current() < 0:
                 await trio.sleep(PAUSE_S)  # it cannot be accepted: too many open files
         return fd
 
     async def _left(self, fd: int) -> None:
-        self._drop(fd)
+        self._drop()
 
-    def _drop(self, fd: int) -> None:
-        if self._client is not None and self._client.fileno() == fd:
-            notify_closing(fd)
+    def _refused(self) -> bool:
+        with contextlib.suppress(OSError):
+            self._deaf = bool(self._client and self._client.recv(1, MSG_PEEK))
+        if not self._deaf:
+            self._drop()
+        return not self._deaf
+
+    def _drop(self) -> None:
+        if self._client is not None:
+            notify_closing(self._client)
             self._client.close()
             self._client = None
+            self._deaf = False
 
     def close(self) -> None:
         """Close all, and remove the file, if it is still ours."""
@@ -209,7 +226,10 @@ class SocketPort(Port):
 
 
 class PtyPort(Port):
-    """A pseudo-terminal, raw; ``path`` is a link to the end that others open."""
+    """A pseudo-terminal, raw; ``path`` is a link to the end that others open.
+
+    The system keeps some KiB that somebody did not read for who opens it next.
+    """
 
     def __init__(self, path: str, cols: int = 0, rows: int = 0) -> None:
         """Open a pty and link ``path`` to it; a link to an earlier one goes.
