@@ -108,6 +108,15 @@ def test_a_completion(step, size, ndesc):
     assert sorted(stream.free) == [1, 2, 3, 4]
 
 
+def test_each_request_once():
+    stream = queue()
+    stream.add([b"?", bytearray(3)], 1, "token", None)
+    answer = done(1, 3, 1) + desc(3, 0) + b"abc"
+    with pytest.raises(RemoteProtocolError, match="id 1: none in flight"):
+        feed(stream.inbox, answer * 2)
+    assert len(stream.used) == 1
+
+
 def test_in_any_order():
     stream = queue()
     for number in range(4):

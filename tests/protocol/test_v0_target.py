@@ -147,6 +147,13 @@ def test_what_cannot_be_carried_out_comes_back_whole(size):
     assert not stream.chains
 
 
+def test_the_largest_request():
+    stream = bound(request_bytes=100)
+    feed(stream.inbox, vring(1, desc(100, 0), desc(100, 1, True), payload=bytes(100)))
+    (chain,) = taken(stream)
+    assert [len(part) for part in (*chain.readable, *chain.writable)] == [100, 100]
+
+
 def test_a_device_without_a_word_for_failure():
     stream = bound(1, request_bytes=100)
     feed(stream.inbox, vring(6, desc(101, 1, True), desc(0, 2, True)))
@@ -368,6 +375,7 @@ def test_an_unknown_command_is_nobody_elses(opcode):
         (plain(3, 1, "<I8x", 1), 22, 0),
         (plain(4, 1, "<IQ", 0, 128), 0, 0),
         (plain(4, 1, "<IQ", 0, v0.MAX_SEGS), 0, 0),
+        (plain(4, 1, "<IQ", 0, 1), 0, 0),
         (plain(4, 1, "<IQ", 0, 0), 22, 0),
         (plain(4, 1, "<IQ", 0, v0.MAX_SEGS + 1), 22, 0),
         (plain(4, 1, "<IQ", 7, 1), 22, 0),
