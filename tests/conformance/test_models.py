@@ -3,9 +3,11 @@
 
 import pytest
 
+from tests.conformance.fabric import fabric
 from tests.conformance.memory_device import maker
 from vof.conformance import Failed, check_model
 from vof.errors import LocalProtocolError
+from vof.protocol.dialects import DIALECTS
 from vof.target.devices import (
     BlkModel,
     ConsoleModel,
@@ -18,6 +20,8 @@ from vof.target.devices import (
 from vof.virtio import DeviceModel
 
 MAKES = {"plain": maker(), "ring-like": maker(count_buffers=True), "late": maker(late=2)}
+
+FABRICS = {dialect: fabric("vof+loopback://models", dialect) for dialect in DIALECTS}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
@@ -36,7 +40,7 @@ async def test_net(make):
 
 
 @pytest.mark.parametrize("port", [SocketPort, PtyPort])
-@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+@pytest.mark.parametrize("make", [*MAKES.values(), *FABRICS.values()], ids=[*MAKES, *FABRICS])
 async def test_console(make, port, tmp_path):
     one = port(str(tmp_path / "port"))
     await check_model(lambda: ConsoleModel(one, cols=80, rows=25), make)

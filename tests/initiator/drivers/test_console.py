@@ -314,7 +314,9 @@ async def test_size(tmp_path, size):
         assert console.size == (size if all(size) else None)
 
 
-async def test_an_emergency(line):
+@pytest.mark.parametrize("dialect", ["v5", "v0"])
+async def test_an_emergency(line, dialect):
+    line.url += f"&dialect={dialect}"
     async with line.driven() as console:
         here = line.attach()
         await console.emergency_write(ord("!"))
