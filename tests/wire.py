@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from vof.protocol import v5
-from vof.target.server import Export, Limits, Server
+from vof.target.limits import Limits
+from vof.target.server import Export, Server
 from vof.transport import listen, parse_url
 from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 

@@ -16,7 +16,7 @@ import pytest
 from vof import cli
 from vof.cli import checks, machine
 from vof.cli.machine import UNLIMITED, Machine
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.transport.sockets import BACKLOG
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from vof.initiator.drivers import Blk
 from vof.initiator.requests import RequestQueue
 from vof.protocol import v5
 from vof.target.devices import BlkModel, MemoryBacking
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.virtio.blk import REQUEST
 from vof.virtio.device import VirtqueueInfo
 

@@ -36,7 +36,7 @@ from tests.wire_v0 import (
     vring,
 )
 from vof.target.devices import BlkModel, MemoryBacking
-from vof.target.server import Limits
+from vof.target.limits import Limits
 
 LIMITS = Limits(request_bytes=1 << 20, queue_bytes=4 << 20, connect_seconds=0.5)
 BOUND = 48 << 20

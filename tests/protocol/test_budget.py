@@ -29,22 +29,62 @@ def test_who_is_alone_gets_what_it_asks_for():
     assert not budget.take(1)
 
 
-def test_all_who_wait_are_woken_once():
-    top = Budget(10)
+def test_those_for_whom_there_is_enough_are_woken_once():
+    top = Budget(20)
     budget, woken = Budget(10, top), []
-    first, second, third = (lambda: woken.append(1)), (lambda: woken.append(2)), woken.clear
-    for wake in (first, second, third, first):
-        budget.wait(wake)
-    budget.forget(third)
-    budget.forget(third)
-    assert top.contended
-    assert budget.take(1)
-    top.take(1)
-    top.give(1)
-    assert woken == [1, 2]
-    assert not budget.contended
+    wakers = [lambda number=number: woken.append(number) for number in range(4)]
+    assert budget.take(10)
+    for wake, size in zip(wakers, (4, 9, 3, 1), strict=True):
+        assert not budget.take(size)
+        budget.wait(wake, size)
+    budget.wait(wakers[0], 4)
+    budget.forget(wakers[3])
+    budget.forget(wakers[3])
+    assert budget.contended
+    budget.give(6)
+    assert woken == [0]
     budget.give(1)
-    assert woken == [1, 2]
+    assert woken == [0, 2]
+    budget.give(3)
+    assert woken == [0, 2, 1]
+    assert not budget.contended
+
+
+def test_who_waits_is_no_burden_to_those_who_have_another_budget():
+    top = Budget(20)
+    mine, theirs, woken = Budget(10, top), Budget(10, top), []
+    assert theirs.take(10)
+    theirs.wait(lambda: woken.append(True), 1)
+    assert theirs.contended
+    assert not mine.contended
+    assert not top.contended
+    assert mine.take(10)
+    mine.give(10)
+    assert not woken
+    theirs.give(10)
+    assert woken
+
+
+def test_who_waits_for_what_all_share_is_woken_by_any():
+    top = Budget(20)
+    mine, theirs, woken = Budget(20, top), Budget(20, top), []
+    assert mine.take(20)
+    assert not theirs.take(5)
+    theirs.wait(lambda: woken.append(True), 5)
+    assert mine.contended
+    mine.give(1)
+    assert not woken
+    mine.give(4)
+    assert woken == [True]
+
+
+def test_who_would_be_alone_is_woken_whatever_it_asks_for():
+    budget, woken = Budget(10), []
+    assert budget.take(1)
+    budget.wait(lambda: woken.append(1), 100)
+    budget.wait(lambda: woken.append(2), 100)
+    budget.give(1)
+    assert woken == [1]
 
 
 def bound(budget, queue_bytes=64 * MIB):
@@ -112,7 +152,7 @@ def test_what_arrives_at_the_moment_is_not_given_away():
     stream = bound(budget)
     feed(stream.inbox, vq(1, bytes(MIB), out_length=4 * MIB))
     used = budget.used
-    budget.wait(lambda: None)
+    budget.wait(lambda: None, MIB)
     stream.yield_bytes()
     assert budget.used == used
     assert stream.unfinished

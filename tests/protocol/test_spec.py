@@ -10,7 +10,7 @@ import pytest
 
 from vof.protocol import v5
 from vof.target.devices import BlkModel, MemoryBacking
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.transport import OPTIONS, SCHEMES
 from vof.virtio import blk
 from vof.virtio.constants import RESERVED_FEATURES, bit

@@ -7,7 +7,8 @@ import trio
 from tests.models import Echo, Hoard
 from tests.wire import command, connect_control, names, request, serving
 from vof.protocol import v5
-from vof.target.server import Export, Limits
+from vof.target.limits import Limits
+from vof.target.server import Export
 from vof.transport import listen, parse_url
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from vof.errors import ConfigError
 from vof.target import files
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.transport import parse_url
 
 RNG = '[[device]]\ntype = "rng"\n'

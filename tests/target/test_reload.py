@@ -19,8 +19,8 @@ from vof.initiator.drivers.blk import Blk
 from vof.initiator.drivers.rng import Rng
 from vof.target import daemon
 from vof.target.config import Config, Device
+from vof.target.limits import Limits
 from vof.target.reload import Difference, difference
-from vof.target.server import Limits
 from vof.transport import parse_url
 
 

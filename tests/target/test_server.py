@@ -13,7 +13,7 @@ from tests.models import Echo, Hoard
 from tests.wire import Peer, command, connect_control, names, request, serving
 from vof.errors import InvalidArgument
 from vof.protocol import v5
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.transport.sockets import SocketListener
 
 CONNECTS = [

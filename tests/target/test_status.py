@@ -14,8 +14,8 @@ from tests.wire import command, connect_control, names, request, serving
 from vof.protocol import v5
 from vof.target.config import Device
 from vof.target.exports import Opened
+from vof.target.limits import Limits
 from vof.target.running import Entry
-from vof.target.server import Limits
 from vof.target.status import status
 
 ROOT = Path(__file__).parents[2]

@@ -49,7 +49,7 @@ from tests.wire_v0 import (
     status,
     vring,
 )
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.transport import parse_url
 
 ANY = "vof+tcp://127.0.0.1:0"

@@ -13,7 +13,7 @@ from tests import c_initiator, linux
 from tests.models import Echo
 from tests.wire_v0 import serving
 from vof.target.devices import BlkModel, MemoryBacking, RngModel
-from vof.target.server import Limits
+from vof.target.limits import Limits
 
 DISK = random.Random(3).randbytes(1 << 20)
 PROBE = [4103, 4096, 4097]

@@ -29,7 +29,7 @@ from tests.wire_v0 import (
     vring,
 )
 from vof.target.devices import BlkModel, MemoryBacking, RngModel
-from vof.target.server import Limits
+from vof.target.limits import Limits
 
 PAD = b"\xde\xad\xbe\xef"
 SMALL = Limits(request_bytes=1 << 20, queue_bytes=4 << 20)

@@ -2,8 +2,8 @@
 """Bytes that many queues share: each takes from its budget, and so from all that stand above it.
 
 A queue asks only for what it holds beyond ``FREE`` bytes, which each may have. So small requests
-never ask, and none of them waits because others hold much. Who gets nothing waits, and is woken
-when anybody gives something back.
+never ask, and none of them waits because others hold much. Who gets nothing waits at the budget
+that has too little, and is woken when there is enough: it is no burden to those beside it.
 """
 
 from collections.abc import Callable
@@ -23,25 +23,29 @@ class Budget:
         waits: how often somebody found it empty.
     """
 
-    __slots__ = ("__weakref__", "_parent", "_waiting", "limit", "used", "waits")
+    __slots__ = ("_parent", "_waiting", "limit", "used", "waits")
 
     def __init__(self, limit: int, parent: "Budget | None" = None) -> None:
         self.limit = limit
         self.used = self.waits = 0
         self._parent = parent
-        self._waiting: dict[Callable[[], None], None] = {} if parent is None else parent._waiting
+        self._waiting: dict[Callable[[], None], int] = {}
 
     @property
     def contended(self) -> bool:
-        """Whether somebody waits for bytes of this budget or one beside it."""
-        return bool(self._waiting)
+        """Whether somebody waits for bytes, here or above; no others need ours."""
+        return bool(self._waiting) or (self._parent is not None and self._parent.contended)
+
+    def _fits(self, size: int) -> bool:
+        """Return whether there are so many bytes. Who is alone would wait for nobody."""
+        return not self.used or self.used + size <= self.limit
 
     def take(self, size: int) -> bool:
         """Take bytes, here and above; return whether there were so many. Else nothing is taken.
 
-        Who is alone gets what it asks for: it would wait for nobody.
+        Who is alone gets what it asks for.
         """
-        if self.used and self.used + size > self.limit:
+        if not self._fits(size):
             self.waits += 1
             return False
         if self._parent is not None and not self._parent.take(size):
@@ -50,23 +54,36 @@ class Budget:
         return True
 
     def give(self, size: int) -> None:
-        """Give bytes back, and wake all who wait."""
+        """Give bytes back, and wake those for whom there are enough now."""
         budget: Budget | None = self
         while budget is not None:
             budget.used -= size
+            if budget._waiting:
+                budget._wake()
             budget = budget._parent
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        for wake in waiting:
-            wake()
 
-    def wait(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` once, when bytes came back."""
-        self._waiting[wake] = None
+    def _wake(self) -> None:
+        promised = 0
+        for wake, size in list(self._waiting.items()):
+            taken = self.used + promised
+            if not taken or taken + size <= self.limit:
+                promised += size
+                del self._waiting[wake]
+                wake()
+
+    def wait(self, wake: Callable[[], None], size: int) -> None:
+        """After ``take`` said no: call ``wake`` once, when there may be enough."""
+        budget = self
+        while budget._fits(size) and budget._parent is not None:
+            budget = budget._parent
+        budget._waiting[wake] = size
 
     def forget(self, wake: Callable[[], None]) -> None:
         """Wait no more."""
-        self._waiting.pop(wake, None)
+        budget: Budget | None = self
+        while budget is not None:
+            budget._waiting.pop(wake, None)
+            budget = budget._parent
 
 
 UNLIMITED = Budget(1 << 62)

@@ -154,7 +154,7 @@ class TargetStream(ABC):
             if self._budget.take(lacking):
                 self._grant += lacking
                 return
-            self._budget.wait(self.wake)
+            self._budget.wait(self.wake, lacking)
             self.starved = True
             yield from self._pause()
             self.starved = False

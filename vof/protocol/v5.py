@@ -74,7 +74,10 @@ STATUS: dict[int, tuple[str, str]] = {
     ),
     EBADDEV: ("EBADDEV", "no such device instance for this initiator"),
     EBADVQN: ("EBADVQN", "a qualified name is not NUL-terminated UTF-8, or another than before"),
-    EQUEUEQUOT: ("EQUEUEQUOT", "the device has no queue of this index"),
+    EQUEUEQUOT: (
+        "EQUEUEQUOT",
+        "no queue of this index, or no room for more queues",
+    ),
     EQUEUEBUSY: ("EQUEUEBUSY", "the queue is connected already"),
     EQSIZEQUOT: ("EQSIZEQUOT", "the queue size is larger than the device allows"),
     EFEATURE: ("EFEATURE", "transport feature bits that the target does not have"),

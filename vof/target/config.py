@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from vof.errors import ConfigError
 from vof.target.access import THIS_MACHINE, Allow
 from vof.target.keys import REQUIRED, Key, read_table, rows, unknown
-from vof.target.server import Limits
+from vof.target.limits import Limits
 from vof.transport import Url, parse_url
 from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU
 
@@ -50,10 +50,17 @@ LIMITS: dict[str, Key] = {
         "size", _NUMBERS["peer_bytes"], "the same, of all from one address", 4096, 1 << 40
     ),
     "total_bytes": Key("size", _NUMBERS["total_bytes"], "the same, of all", 4096, 1 << 40),
-    "associations": Key(
-        "integer", _NUMBERS["associations"], "device instances at a time", 1, 65535
-    ),
-    "connections": Key("integer", _NUMBERS["connections"], "connections at a time", 1, 1 << 20),
+    **{
+        name: Key("integer", _NUMBERS[name], text, 1, most)
+        for name, text, most in (
+            ("associations", "device instances at a time", 65535),
+            ("peer_associations", "device instances of one address or unix user", 65535),
+            ("queues", "virtqueues at a time", 1 << 20),
+            ("peer_queues", "virtqueues of one address or unix user", 1 << 20),
+            ("connections", "connections at a time", 1 << 20),
+            ("peer_connections", "connections of one address or unix user", 1 << 20),
+        )
+    },
     "connect_seconds": Key(
         "seconds", _NUMBERS["connect_seconds"], "for a connection to say who it is", 0.01, 3600
     ),

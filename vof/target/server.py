@@ -9,11 +9,9 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import trio
 
@@ -26,6 +24,8 @@ from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
 from vof.target.access import THIS_MACHINE, Allow, decide
 from vof.target.association import Association, Refused
+from vof.target.limits import Books, Limits, Thing
+from vof.target.queue import Served
 from vof.target.seldom import Seldom
 from vof.target.stalls import Stalls
 from vof.target.tidy import Tidy
@@ -38,37 +38,6 @@ seldom = Seldom(log)
 PAUSE_S = 0.1
 
 Bound = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one target gives away at most.
-
-    Attributes:
-        request_bytes: readable, and writable, bytes of one request.
-        queue_bytes: bytes in flight on one virtqueue; more makes it stop reading.
-        association_bytes: beyond 256 KiB of each queue, of one device instance.
-        peer_bytes: the same, of all device instances of one peer address.
-        total_bytes: the same, of all.
-        associations: device instances at a time.
-        connections: connections at a time.
-        connect_seconds: for a connection to say who it is.
-        command_seconds: for a peer to finish a message that it began.
-        drain_seconds: for in-flight requests to end when the target stops.
-        keepalive_seconds: between signs of life on an idle control queue; 0 sends none.
-    """
-
-    request_bytes: int = 16 * 1024 * 1024
-    queue_bytes: int = 64 * 1024 * 1024
-    association_bytes: int = 256 * 1024 * 1024
-    peer_bytes: int = 512 * 1024 * 1024
-    total_bytes: int = 1024 * 1024 * 1024
-    associations: int = 1024
-    connections: int = 4096
-    connect_seconds: float = 10.0
-    command_seconds: float = 30.0
-    drain_seconds: float = 10.0
-    keepalive_seconds: float = 30.0
 
 
 class Export(NamedTuple):
@@ -120,7 +89,7 @@ class Server:
     Attributes:
         associations: the live ones, by device instance id.
         exports: what is served, by tvqn.
-        limits: in force; others take effect for what comes next.
+        books: who has what.
         draining: tvqns of devices that are being removed.
         listeners: where connections are accepted, and what ends that.
         connections: the open ones, and the stream on each, once its dialect is known.
@@ -133,7 +102,7 @@ class Server:
     def __init__(self, exports: Mapping[str, Export], limits: Limits | None = None) -> None:
         self.associations: dict[int, Association] = {}
         self.exports = dict(exports)
-        self.limits = limits or Limits()
+        self.books = Books(limits or Limits())
         self.draining: set[str] = set()
         self.listeners: dict[Listener, trio.CancelScope] = {}
         self.connections: dict[Connection, TargetStream | None] = {}
@@ -142,9 +111,17 @@ class Server:
         self.since = monotonic()
         self._nursery: trio.Nursery
         self._tidy = Tidy()
-        self.budget = Budget(self.limits.total_bytes)
-        self._peers: WeakValueDictionary[str, Budget] = WeakValueDictionary()
+        self.budget = self.books.total.budget
         self._stalls = Stalls(self.connections, lambda: self.limits.command_seconds, self._cut)
+
+    @property
+    def limits(self) -> Limits:
+        """Those in force. Others take effect for what comes next."""
+        return self.books.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.books.limits = limits
 
     async def serve(
         self,
@@ -255,15 +232,13 @@ class Server:
                 log.warning("%s: cannot accept: %s", listener.url, error)
                 await trio.sleep(PAUSE_S)
                 continue
-            if len(self.connections) >= self.limits.connections:
-                log.warning(
-                    "%s: refused a connection: limits.connections is %d",
-                    connection.peer,
-                    self.limits.connections,
-                )
-                self.refusals["limits.connections"] += 1
+            if key := self.books.full("connections", connection.peer):
+                what = "%s: refused a connection: limits.%s is %d"
+                seldom.error(key, what, connection.peer, key, getattr(self.limits, key))
+                self.refusals[f"limits.{key}"] += 1
                 connection.close()
                 continue
+            self.books.take("connections", connection.peer)
             self.connections[connection] = None
             self._nursery.start_soon(self._connection, connection, listener.url.named_dialect)
 
@@ -298,6 +273,7 @@ class Server:
             connection.close()
             (stream or opening).release()
             self.ended.add(connection, self.connections.pop(connection))
+            self.books.give("connections", connection.peer)
 
     async def _open(
         self, connection: Connection, dialect: Dialect | None, opening: Opening
@@ -365,8 +341,17 @@ class Server:
         if message.body and names != (found.ivqn, found.tvqn):
             raise Refused(v5.EBADVQN)
         index = fields["vq_index"]
+        found.queue_size(index, 0)  # that there is such a queue comes first
+        self._afford("queues", connection.peer, v5.EQUEUEQUOT)
         served = found.join(index, fields["queue_size"], connection, stream, session)
-        return partial(found.serve, index, served), ident
+        self.books.take("queues", connection.peer)
+        return partial(self._virtqueue, found, index, served), ident
+
+    def _afford(self, thing: Thing, peer: str, status: int) -> None:
+        """See whether a peer may have one more of a thing. Raises Refused."""
+        if key := self.books.full(thing, peer):
+            text = f"limits.{key} is {getattr(self.limits, key)}"
+            raise Refused(status, f"limits.{key}", text)
 
     def _create(self, ivqn: str, tvqn: str, size: int, connection: Connection) -> Association:
         """Make an association. Raises Refused."""
@@ -382,9 +367,7 @@ class Server:
             raise Refused(v5.EACLREJECTED, "allow", text)
         if size > v5.CONTROL_QUEUE_SIZE:
             raise Refused(v5.EQSIZEQUOT)
-        if len(self.associations) >= self.limits.associations:
-            text = f"limits.associations is {self.limits.associations}"
-            raise Refused(v5.ENODEV, "limits.associations", text)
+        self._afford("associations", connection.peer, v5.ENODEV)
         try:
             model = make()
         except (VofError, OSError) as error:
@@ -393,20 +376,13 @@ class Server:
         ident = secrets.randbelow(v5.NEW_INSTANCE)
         while ident in self.associations:
             ident = secrets.randbelow(v5.NEW_INSTANCE)
-        budget = Budget(self.limits.association_bytes, self._budget_of(connection.peer))
+        self.books.take("associations", connection.peer)
+        shared = self.books.peers[connection.peer].budget
+        budget = Budget(self.limits.association_bytes, shared)
         association = Association(ident, tvqn, ivqn, model, connection, self._tidy, budget)
         self.associations[ident] = association
         log.info("%s: %r connected from %s as %d", tvqn, ivqn, connection.peer, ident)
         return association
-
-    def _budget_of(self, peer: str) -> Budget:
-        """Return what all device instances of one address share; lives as long as they do."""
-        self.budget.limit = self.limits.total_bytes
-        budget = self._peers.get(peer)
-        if budget is None:
-            budget = self._peers[peer] = Budget(self.limits.peer_bytes, self.budget)
-        budget.limit = self.limits.peer_bytes
-        return budget
 
     def _cut(self) -> None:
         self.refusals["limits.command_seconds"] += 1
@@ -420,9 +396,17 @@ class Server:
         finally:
             await association.destroy()
             del self.associations[association.ident]
+            self.books.give("associations", association.peer)
             association.gone.set()
             self.ended.requests += association.requests
             log.info("%s: %r (%d) gone", association.tvqn, association.ivqn, association.ident)
+
+    async def _virtqueue(self, association: Association, index: int, served: Served) -> None:
+        """Serve a virtqueue."""
+        try:
+            await association.serve(index, served)
+        finally:
+            self.books.give("queues", association.peer)
 
 
 def vqn(field: bytes) -> str:

@@ -2,11 +2,11 @@
 """Peers that begin a message and do not end it, without a timer for each request.
 
 A connection that sleeps inside a message says so; only while there are such does a task look at
-them now and then. An idle process is not woken.
+them now and then. An idle process is not woken. Looks are counted, not the clock: while this
+process was stopped, or at work elsewhere, nobody could be heard.
 """
 
 from collections.abc import Callable, Mapping
-from time import monotonic
 
 import trio
 
@@ -36,7 +36,7 @@ class Stalls:
         self._streams = streams
         self._seconds = seconds
         self._cut = cut
-        self._since: dict[Connection, tuple[int, float]] = {}
+        self._waited: dict[Connection, tuple[int, float]] = {}
         self._some = trio.Event()
 
     def note(self, connection: Connection) -> None:
@@ -44,30 +44,34 @@ class Stalls:
         stream = self._streams.get(connection)
         if stream is None or not stream.unfinished:
             return
-        known = self._since.get(connection)
+        known = self._waited.get(connection)
         if known is None or known[0] != stream.taken:
-            self._since[connection] = stream.taken, monotonic()
+            self._waited[connection] = stream.taken, 0.0
             self._some.set()
 
     async def run(self) -> None:
         """Look for ever; sleeps as long as no message is under way. Suspends."""
         while True:
             await self._some.wait()
-            await trio.sleep(min(self._seconds() / 4, LONGEST_PERIOD_S))
-            for connection, (message, since) in list(self._since.items()):
+            limit = self._seconds()
+            period = min(limit / 4, LONGEST_PERIOD_S)
+            await trio.sleep(period)
+            for connection, (message, waited) in list(self._waited.items()):
                 stream = self._streams.get(connection)
                 if stream is None or not stream.unfinished or stream.taken != message:
-                    del self._since[connection]
-                elif connection.blocked:  # we may be the one who does not read
-                    self._since[connection] = message, monotonic()
-                elif monotonic() - since > self._seconds():
-                    del self._since[connection]
+                    del self._waited[connection]
+                elif connection.blocked or not connection.asleep:
+                    pass  # we may be the one who does not read
+                elif waited + period <= limit:
+                    self._waited[connection] = message, waited + period
+                else:
+                    del self._waited[connection]
                     self._cut()
                     connection.fail(
                         RemoteProtocolError(
-                            f"a message was begun and not finished in {self._seconds():g} s "
+                            f"a message was begun and not finished in {limit:g} s "
                             "(limits.command_seconds)"
                         )
                     )
-            if not self._since:
+            if not self._waited:
                 self._some = trio.Event()

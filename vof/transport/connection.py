@@ -49,6 +49,7 @@ class Connection:
         dry: the last ``receive`` took everything.
         bytes_in: bytes that came.
         bytes_out: bytes that the system took.
+        asleep: somebody waits for bytes of the peer, in ``sleep``.
         stalling: called before a sleep inside a message, or None.
         stuck: while ``blocked``: since when the peer takes nothing, like ``heard``.
     """
@@ -61,6 +62,7 @@ class Connection:
         self.dry = True
         self.bytes_in = self.bytes_out = 0
         self.stuck = 0.0
+        self.asleep = False
         self.stalling: Callable[[Connection], None] | None = None
         self._sock = sock
         self._send = sock.send
@@ -194,10 +196,13 @@ class Connection:
             inbox = self._inbox
             if self.stalling is not None and (inbox.target is not None or inbox.pos != inbox.end):
                 self.stalling(self)
+            self.asleep = True
             try:
                 await trio.lowlevel.wait_readable(self._sock)
             except trio.ClosedResourceError:
                 pass  # interrupted, or closed, which ``error`` says
+            finally:
+                self.asleep = False
         self.spin.slept()
 
     def interrupt(self) -> None:
