@@ -34,7 +34,9 @@ class V5Target(TargetStream):
             append, held = self.chains.append, self._held
             slab, slot = self._slab, self._slab_pos
             room = self._queue_size - self.inflight
-            budget = min(self._grant, self._queue_bytes)
+            budget = self._grant
+            if budget > self._queue_bytes:  # one alone may be larger
+                budget = self._queue_bytes
             if outbox.pieces:
                 budget -= outbox.pending()
             slab_size = len(slab)
