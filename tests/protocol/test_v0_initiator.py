@@ -380,6 +380,25 @@ def test_no_value_beyond_its_kind(opcode, fields, name, most):
     assert stream.inflight() == ["wrong"]  # who waits for it is told
 
 
+@pytest.mark.parametrize(("at", "most"), [(1, 0xFFFF), (2, 0xFFFFFFFF)], ids=["queues", "news"])
+def test_no_value_beyond_its_kind_of_what_is_asked_with_connect(at, most):
+    for value in (most, most + 1):
+        stream = V0Initiator(32, control=True)
+        stream.command(v5.CONNECT, {"device_instance_id": 0xFFFF}, b"", "connect")
+        feed(stream.inbox, done(FIRST, 0xFFFE))
+        if value == most:
+            feed(stream.inbox, done(FIRST + at, value))
+        else:
+            with pytest.raises(RemoteProtocolError, match=f"at most {most}"):
+                feed(stream.inbox, done(FIRST + at, value))
+
+
+def test_ids_of_the_largest_queue_are_none_of_control_commands():
+    stream = queue(0x8000)
+    assert (min(stream.free), max(stream.free)) == (1, 0x8000)
+    assert range(0x8001, 0x10000) == CONTROL_IDS
+
+
 def test_an_instance_id_has_16_bits():
     stream = V0Initiator(32, control=True)
     stream.command(v5.CONNECT, {"device_instance_id": 0xFFFF}, b"", "connect")
