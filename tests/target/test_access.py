@@ -369,6 +369,20 @@ def test_the_command_line_allows_and_the_check_shows_it(start):
         assert out.splitlines().count(line) == 2
 
 
+async def test_the_name_of_an_initiator_may_stand_in_its_environment(start, monkeypatch):
+    target = start(*ANY, "--mem", "1M", "--allow", "host1@any")
+    url = target.line()
+    with trio.fail_after(LONGEST_S):
+        with pytest.raises(CommandError, match="EACLREJECTED"):
+            async with vof.connect(url):
+                pass
+        monkeypatch.setenv("VOF_IVQN", "host1")
+        async with vof.connect(url) as device:
+            assert device.device_id == 2
+    target.signal()
+    assert target.end()[0] == daemon.EXIT_OK
+
+
 async def test_the_command_line_refuses(start):
     target = start(*ANY, "--rng", "--allow", "unix")
     with trio.fail_after(LONGEST_S), pytest.raises(CommandError, match="EACLREJECTED"):

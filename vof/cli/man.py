@@ -23,6 +23,7 @@ A URL is vof+tcp://HOST[:PORT]/TVQN or vof+unix:///PATH?tvqn=TVQN, where TVQN is
 target gave the device."""
 EXITS = {"0": "done", "1": "failed, which is said on stderr", "2": "wrong usage or configuration"}
 ENVIRONMENT = {
+    "VOF_IVQN": "Name of this initiator (default initiator/HOST/PID); a target may ask for it.",
     "VOF_POLL_US": "Longest spin before a sleep, in microseconds (default 100); 0 turns it off.",
 }
 

@@ -17,8 +17,8 @@ KEEPALIVE_S = 30.0
 
 
 def default_ivqn() -> str:
-    """Return the name that this process goes by: ``initiator/HOST/PID``."""
-    return f"initiator/{platform.node() or 'unknown'}/{os.getpid()}"
+    """Return the name that this process goes by: ``$VOF_IVQN``, or ``initiator/HOST/PID``."""
+    return os.environ.get("VOF_IVQN") or f"initiator/{platform.node() or 'unknown'}/{os.getpid()}"
 
 
 class connect:
@@ -29,7 +29,7 @@ class connect:
 
     Args:
         url: ``vof+tcp://host[:port]/TVQN`` or another form that ``vof.transport.SCHEMES`` lists.
-        ivqn: name of this initiator.
+        ivqn: name of this initiator; by default that of ``default_ivqn``.
         timeout: for a connection, and for the answer to each control command, in seconds.
         keepalive: how long the control queue may be silent before the target is asked for a sign
             of life, in seconds; 0 never asks.
