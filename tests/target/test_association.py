@@ -10,8 +10,8 @@ import trio
 from tests.models import Echo, Faulty, Hoard
 from tests.wire import command, request, serving
 from vof.protocol import v0, v5
-from vof.target.association import HANDLERS
 from vof.target.devices import BlkModel, MemoryBacking
+from vof.target.instance import HANDLERS
 from vof.target.limits import Limits
 from vof.virtio.blk import REQUEST, VIRTIO_BLK_T_OUT
 from vof.virtio.constants import VIRTIO_F_VERSION_1, bit

@@ -23,7 +23,8 @@ from vof.protocol.dialects import Dialect, Opening
 from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
 from vof.target.access import THIS_MACHINE, Allow, decide
-from vof.target.association import Association, Refused
+from vof.target.association import Association
+from vof.target.instance import Refused
 from vof.target.limits import Books, Limits, Thing
 from vof.target.queue import Served
 from vof.target.seldom import Seldom
@@ -341,7 +342,7 @@ class Server:
         if message.body and names != (found.ivqn, found.tvqn):
             raise Refused(v5.EBADVQN)
         index = fields["vq_index"]
-        found.queue_size(index, 0)  # that there is such a queue comes first
+        found.instance.queue_size(index, 0)  # that there is such a queue comes first
         self._afford("queues", connection.peer, v5.EQUEUEQUOT)
         served = found.join(index, fields["queue_size"], connection, stream, session)
         self.books.take("queues", connection.peer)
