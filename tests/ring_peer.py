@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.virtio.rings import KINDS
 from vof.errors import RingError
 
-SPINS = 20
+SPINS = 200
 
 
 class Peer:
@@ -98,7 +98,7 @@ def device(view, options):
                 segment[:] = data[at : at + len(segment)]
                 at += len(segment)
             vringh.push(chain, len(data))
-            if number % 8 == 7 and vringh.flush():
+            if number % 16 and vringh.flush():
                 os.eventfd_write(options["call"], 1)
         if vringh.flush():
             os.eventfd_write(options["call"], 1)
