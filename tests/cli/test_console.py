@@ -103,7 +103,7 @@ class Terminal:
 
     def started(self, words=b"^] ends"):
         """Wait until keys go to the console."""
-        self.shows(words)
+        self.shows(words + b"\r\n")
         end = monotonic() + LONGEST_S
         while termios.tcgetattr(self._slave)[3] & termios.ICANON:
             assert monotonic() < end
