@@ -11,7 +11,7 @@ import trio.testing
 from tests.conformance.fabric import fabric
 from tests.conformance.memory_device import maker
 from tests.models import Echo, Hoard
-from vof.errors import ConnectionLost, InvalidArgument, QueueBroken, VofError
+from vof.errors import ConnectionLost, InvalidArgument, QueueBroken, QueueFull, VofError
 from vof.initiator import RequestQueue
 from vof.initiator.requests import MOST_UNSENT
 from vof.virtio import VirtqueueInfo
@@ -414,3 +414,78 @@ async def test_what_was_used_before_the_break_counts(opened, monkeypatch):
             monkeypatch.setattr(vq, "get_buf", used_then_broken, raising=False)
             model.use()
         assert results == {1: 0}
+
+
+# -- what nobody waits for --------------------------------------------------------------------
+
+
+async def test_what_was_abandoned_is_told_when_it_is_used(opened):
+    model, told = hoard(), []
+    async with opened(model) as queue:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                for number in range(2):  # one leads, one follows
+                    buffers = [b"%08d" % number, bytearray(12)]
+                    late = lambda written, number=number: told.append((number, written))  # noqa: E731
+                    nursery.start_soon(
+                        queue.request, buffers, 1, 1, lambda late=late: told.append("left") or late
+                    )
+                await model.holds(2)
+                scope.cancel()
+        assert told == ["left", "left"]
+        first, second = asked(model)
+        model.use(written=5)
+        model.use(written=6)
+        results = {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, queue, 7, results)
+            await model.holds(1)
+            model.use()
+        assert told[2:] == [(first, 5), (second, 6)]
+        assert results == {7: 0}
+
+
+async def test_what_was_not_abandoned_is_not_told(opened):
+    async with opened(Echo(queue_sizes=(1,))) as queue:
+        for number in range(3):
+            buffers = [b"%08d" % number, bytearray(8)]
+            assert await queue.request(buffers, 1, 1, pytest.fail) == 8
+
+
+async def test_one_who_never_got_room_abandons_nothing(opened):
+    model = hoard(1)
+    async with opened(model) as queue, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, queue, 1)
+        await model.holds(1)
+        with trio.move_on_after(0.01):
+            await queue.request([b"more"], 1, 0, pytest.fail)
+        model.use()
+
+
+async def test_posts_come_back_with_the_next_that_needs_the_queue(opened):
+    model, used = hoard(2), []
+    async with opened(model) as queue:
+        queue.post([b"00000001", bytearray(3)], 1, 1, used.append)
+        queue.post([b"00000002"], 1, 0, used.append)
+        with pytest.raises(QueueFull):
+            queue.post([b"00000003"], 1, 0, used.append)
+        await model.holds(2)
+        assert asked(model) == [1, 2]
+        model.use(written=3)
+        model.use()
+        while True:
+            await settled()
+            try:
+                queue.post([b"00000004"], 1, 0, used.append)
+                break
+            except QueueFull:
+                pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, queue, 5)
+            await model.holds(2)
+            model.use()
+            model.use()
+        assert used[:3] == [3, 0, 0]
+        queue.vq.break_()
+        with pytest.raises(QueueBroken):
+            queue.post([b"00000007"], 1, 0, used.append)

@@ -29,7 +29,7 @@ FEATURES = {
     "NOTIF_CONFIG_DATA": 39,
     "RING_RESET": 40,
 }
-DEVICES = {"NET": 1, "BLOCK": 2, "CONSOLE": 3, "RNG": 4}
+DEVICES = {"NET": 1, "BLOCK": 2, "CONSOLE": 3, "RNG": 4, "FS": 26}
 
 
 @pytest.mark.parametrize(

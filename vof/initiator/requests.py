@@ -8,10 +8,10 @@ that was not alone lets the tasks woken with it run, so that what they add goes 
 comes while the leader sleeps lets others run too, and kicks then: the leader may sleep for long.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
-from trio.lowlevel import current_task, wait_task_rescheduled
+from trio.lowlevel import current_task, reschedule, wait_task_rescheduled
 
 from vof.errors import QueueBroken, QueueFull, VofError
 from vof.memory import Buffer
@@ -23,13 +23,17 @@ BROKEN = -2
 MOST_UNSENT = 16
 """So many requests are sent without waiting for more: the device works on them meanwhile."""
 
+Used = Callable[[int], None]
+"""Called once with the used length of a buffer that nobody waits for; must not suspend or raise."""
+
 
 class _Request:
     """A waiter, and the token of its buffer."""
 
-    __slots__ = ("task", "waiting", "written")
+    __slots__ = ("late", "task", "waiting", "written")
 
-    def __init__(self, waiting: "dict[_Request, None]") -> None:
+    def __init__(self, waiting: "dict[_Request, None]", late: Used | None = None) -> None:
+        self.late = late
         self.task: trio.lowlevel.Task | None = None
         self.written = PENDING
         self.waiting = waiting
@@ -59,11 +63,25 @@ class RequestQueue:
         self._waiting: dict[_Request, None] = {}
         self._room = trio.lowlevel.ParkingLot()
 
-    async def request(self, sgs: Sequence[Buffer], out_sgs: int, in_sgs: int) -> int:
+    async def request(
+        self,
+        sgs: Sequence[Buffer],
+        out_sgs: int,
+        in_sgs: int,
+        abandoned: Callable[[], Used] | None = None,
+    ) -> int:
         """Offer one chain and wait until the device used it. Suspends.
 
         The buffers belong to the queue until then, also when the waiting task is cancelled:
         hand over buffers that nobody else will use.
+
+        Args:
+            sgs: see ``Virtqueue.add_sgs``, as for the next two.
+            out_sgs: how many are readable by the device.
+            in_sgs: how many are writable by the device.
+            abandoned: called when the waiting task is cancelled while the device has the buffers.
+                What it returns is called once they are used and a later request comes upon them;
+                never, if the queue breaks before.
 
         Returns:
             How many bytes the device wrote.
@@ -84,11 +102,16 @@ class RequestQueue:
             self.vq.kick()
         if self._asleep and not self._kicking:
             await self._kick(request)
-        if self._leading and request.written == PENDING:
-            request.task = current_task()
-            await wait_task_rescheduled(request.abort)
-        if request.written == PENDING:
-            await self._lead(request)
+        try:
+            if self._leading and request.written == PENDING:
+                request.task = current_task()
+                await wait_task_rescheduled(request.abort)
+            if request.written == PENDING:
+                await self._lead(request)
+        except trio.Cancelled:
+            if abandoned is not None:
+                request.late = abandoned()
+            raise
         if request.written < 0:
             vq = self.vq
             cause = vq.broken_by
@@ -96,6 +119,20 @@ class RequestQueue:
                 cause = QueueBroken(f"queue {vq.name} was broken", cause)
             raise cause.as_in_flight()
         return request.written
+
+    def post(self, sgs: Sequence[Buffer], out_sgs: int, in_sgs: int, used: Used) -> None:
+        """Offer one chain that nobody waits for, and kick. Never suspends.
+
+        ``used`` is called when a later ``request`` or ``post`` comes upon the used buffers.
+
+        Raises:
+            QueueFull: no room now; nothing was added.
+            QueueBroken: the queue is broken; nothing was added.
+        """
+        if not self._leading:
+            self._take()
+        self._add(sgs, out_sgs, in_sgs, _Request(self._waiting, used))
+        self.vq.kick()
 
     async def _add_later(
         self, sgs: Sequence[Buffer], out_sgs: int, in_sgs: int, request: _Request
@@ -157,16 +194,7 @@ class RequestQueue:
             await vq.wait_used()
         finally:
             self._asleep = False
-        get_buf, reschedule = vq.get_buf, trio.lowlevel.reschedule
-        count = 0
-        while (used := get_buf()) is not None:
-            request: _Request = used[0]  # type: ignore[assignment]  # nobody else adds
-            request.written = used[1]
-            count += 1
-            if (task := request.task) is not None:
-                del waiting[request]
-                request.task = None
-                reschedule(task)
+        count = self._take()
         self._crowd = count > 1
         if vq.is_broken:
             for request in waiting:
@@ -180,13 +208,30 @@ class RequestQueue:
         elif self._room:
             self._room.unpark(count=count)
 
+    def _take(self) -> int:
+        """Take used buffers, and wake who waits for them. Return how many."""
+        waiting = self._waiting
+        get_buf = self.vq.get_buf
+        count = 0
+        while (used := get_buf()) is not None:
+            request: _Request = used[0]  # type: ignore[assignment]  # nobody else adds
+            request.written = used[1]
+            count += 1
+            if (task := request.task) is not None:
+                del waiting[request]
+                request.task = None
+                reschedule(task)
+            elif request.late is not None:
+                request.late(request.written)
+        return count
+
     def _hand_over(self) -> None:
         """Let another waiter lead, or somebody who waits for room."""
         self._leading = False
         for follower in self._waiting:
             if follower.task is not None:
                 self._leading = True
-                trio.lowlevel.reschedule(follower.task)
+                reschedule(follower.task)
                 follower.task = None
                 return
         self._room.unpark()
