@@ -109,10 +109,11 @@ def liar(view, options):
     ring = view[options["at"] : options["at"] + options["ring"]]
     words = ring[: len(ring) & ~1].cast("H")
     rng = random.Random(4)
+    first = (6, 7, 14, 15)  # flags, ids and links of the first two descriptors
     likely = (0, 1, 2, 3, 4, 0x80, 0x8000, 0x8080, 0x81, 0x8001, 0xFFFF)
     while True:
         for _ in range(100):
-            index = rng.randrange(len(words))
+            index = rng.choice(first) if rng.random() < 0.3 else rng.randrange(len(words))
             words[index] = rng.choice(likely) if rng.random() < 0.7 else rng.randrange(1 << 16)
             words[rng.randrange(len(words))] = words[rng.randrange(len(words))]
 
