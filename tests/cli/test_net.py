@@ -110,13 +110,13 @@ class Talking(NetModel):
 
 def test_watching_shows_counters_that_grow(serve, capsys):
     served = serve(it=Talking)
-    assert main(["net", served["it"], "--watch", "--interval", "0.02", "--seconds", "0.2"]) == 0
+    assert main(["net", served["it"], "--watch", "--interval", "0.02", "--seconds", "1"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("received")]
     counts = [int(line.split()[1]) for line in lines]
     assert len(counts) > 1
     assert counts == sorted(counts)
     assert counts[-1] > 0
-    found = facts(capsys, served["it"], "--watch", "--interval", "0.02", "--seconds", "0.1")
+    found = facts(capsys, served["it"], "--watch", "--interval", "0.02", "--seconds", "0.5")
     assert found["counters"]["rx_frames"] > 0
 
 
