@@ -42,16 +42,18 @@ async def listen(url: Url) -> list[Listener]:
         raise
 
 
-def bind(path: str, mode: int = 0o777) -> socket.socket:
-    """Return a bound stream socket; a file that nobody listens on is replaced. Raises OSError.
+def bind(
+    path: str, mode: int = 0o777, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """Return a bound socket; a file that belongs to nobody any more is replaced. Raises OSError.
 
     The file has ``mode``, but for what the umask takes, from its beginning.
     """
-    sock = socket.socket(socket.AF_UNIX)
+    sock = socket.socket(socket.AF_UNIX, kind)
     try:
         os.fchmod(sock.fileno(), mode)
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode) and _is_dead(path):
+            if stat.S_ISSOCK(os.stat(path).st_mode) and _is_dead(path, kind):
                 os.unlink(path)
         sock.bind(path)
         return sock
@@ -72,9 +74,9 @@ def adopt(sock: socket.socket) -> Listener:
     return SocketListener(sock, Url("vof+unix", path=path))
 
 
-def _is_dead(path: str) -> bool:
-    """Return whether nobody listens on a socket file."""
-    with socket.socket(socket.AF_UNIX) as probe:
+def _is_dead(path: str, kind: socket.SocketKind) -> bool:
+    """Return whether a socket file belongs to nobody."""
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)

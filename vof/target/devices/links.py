@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import socket
-import stat
 import struct
 from abc import ABC, abstractmethod
 
@@ -19,6 +18,7 @@ import trio
 
 from vof.errors import ConfigError, VofError
 from vof.memory import Buffer
+from vof.transport.unix import bind
 
 log = logging.getLogger(__name__)
 
@@ -152,19 +152,14 @@ class SocketLink(Link):
         Raises:
             ConfigError: that is not possible.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            sock.setblocking(False)
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISSOCK(os.stat(path).st_mode) and _is_dead(path):
-                    os.unlink(path)
-            sock.bind(path)
-            self._identity = _identity(path)
+            sock = bind(path, kind=socket.SOCK_DGRAM)
         except (OSError, ValueError) as error:
-            sock.close()
             advice = SOCKET_ADVICE.get(getattr(error, "errno", None) or 0) or str(error)
             raise ConfigError(path, "socket", advice) from error
+        sock.setblocking(False)
         super().__init__(path, sock.fileno())
+        self._identity = _identity(path)
         self._sock = sock
         self._path = path
         self._peer = peer
@@ -199,19 +194,6 @@ class SocketLink(Link):
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
-
-
-def _is_dead(path: str) -> bool:
-    """Whether a socket file belongs to nobody."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-        return False
 
 
 def probe(tap: str = "", socket: str = "") -> None:
