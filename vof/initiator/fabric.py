@@ -16,6 +16,7 @@ from vof.errors import (
     ConnectionLost,
     NotPermitted,
     NotSupported,
+    QueueBusy,
     RemoteProtocolError,
     VofError,
 )
@@ -208,18 +209,29 @@ class FabricDevice(VirtioDevice):
             raise NotSupported(f"the device has {most.index(0)} queues, not {len(infos)}")
         try:
             for index, (info, num_max) in enumerate(zip(infos, most, strict=True)):
-                reopen = partial(self._link_vq, index)
-                vq = FabricVirtqueue(
-                    index, info.name, num_max, info.callback, self._nursery, reopen
-                )
-                size = min(info.size or num_max, num_max)
-                vq.bind(await reopen(size), size)
-                self._queues.append(vq)
-                self.vqs.append(vq)
+                await self._setup_vq(index, info, num_max)
         except BaseException:
             self._close_queues("not all queues could be connected")
             raise
         return list(self.vqs)
+
+    async def setup_vq(self, index: int, info: VirtqueueInfo) -> Virtqueue:
+        """Connect one queue."""
+        if any(vq.index == index for vq in self._queues):
+            raise QueueBusy(f"queue {index} is connected already")
+        num_max = await self.get_vq_size(index)
+        if not num_max:
+            raise NotSupported(f"the device has no queue {index}")
+        return await self._setup_vq(index, info, num_max)
+
+    async def _setup_vq(self, index: int, info: VirtqueueInfo, num_max: int) -> Virtqueue:
+        reopen = partial(self._link_vq, index)
+        vq = FabricVirtqueue(index, info.name, num_max, info.callback, self._nursery, reopen)
+        size = min(info.size or num_max, num_max)
+        vq.bind(await reopen(size), size)
+        self._queues.append(vq)
+        self.vqs.append(vq)
+        return vq
 
     async def _link_vq(self, index: int, size: int) -> Link:
         """Connect a virtqueue; wait a little for one that the target is still taking down."""
@@ -228,19 +240,34 @@ class FabricDevice(VirtioDevice):
         )
         return link
 
-    async def del_vqs(self) -> None:
-        """Disconnect the queues; an idle one politely."""
+    async def del_vq(self, index: int) -> None:
+        """Disconnect one queue; an idle one politely."""
         for vq in self._queues:
-            if vq.idle and not vq.is_broken:
-                await vq.disconnect(GOODBYE_S)
+            if vq.index == index:
+                await self._goodbye(vq)
+                self._close_queue(vq, "the queue was deleted")
+                return
+
+    async def del_vqs(self) -> None:
+        """Disconnect the queues; idle ones politely."""
+        for vq in self._queues:
+            await self._goodbye(vq)
         self._close_queues("the queue was deleted")
 
+    async def _goodbye(self, vq: FabricVirtqueue) -> None:
+        if vq.idle and not vq.is_broken:
+            await vq.disconnect(GOODBYE_S)
+
     def _close_queues(self, why: str) -> None:
-        for vq in self._queues:
-            vq.break_(NotPermitted(f"queue {vq.name}: {why}"))
-            vq.close()
-        self._queues.clear()
-        self.vqs.clear()
+        for vq in list(self._queues):
+            self._close_queue(vq, why)
+
+    def _close_queue(self, vq: FabricVirtqueue, why: str) -> None:
+        vq.break_(NotPermitted(f"queue {vq.name}: {why}"))
+        vq.close()
+        if vq in self._queues:
+            self._queues.remove(vq)
+            self.vqs.remove(vq)
 
     # -- events -------------------------------------------------------------------------------
 

@@ -108,6 +108,19 @@ class VirtioDevice(ABC):
         """
 
     @abstractmethod
+    async def setup_vq(self, index: int, info: VirtqueueInfo) -> Virtqueue:
+        """Set up one queue, also of a device that is live; kept in ``self.vqs``.
+
+        Raises:
+            NotSupported: the device has no such queue.
+            QueueBusy: it is set up already.
+        """
+
+    @abstractmethod
+    async def del_vq(self, index: int) -> None:
+        """Take one queue down, if it is set up. Buffers come back by ``detach_unused_buf``."""
+
+    @abstractmethod
     async def del_vqs(self) -> None:
         """Take the queues down. Buffers in them come back by ``detach_unused_buf``."""
 

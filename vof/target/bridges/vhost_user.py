@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vof.errors import ConnectionLost, NotSupported, QueueBroken, RemoteProtocolError, VofError
+from vof.errors import (
+    ConnectionLost,
+    InvalidArgument,
+    NotSupported,
+    QueueBroken,
+    QueueBusy,
+    VofError,
+)
 from vof.memory import Region
 from vof.target.bridges.eventfd import EventfdBell
 from vof.target.bridges.frontend import Channel, Frontend, serve_backend
@@ -110,8 +117,8 @@ class VhostUserDevice(VirtioDevice):
         self._nursery = nursery
         self._status = 0
         self._offered = 0
-        self._bells: list[EventfdBell] = []
-        self._rings: list[Vring] = []
+        self._rings: dict[int, tuple[Vring, EventfdBell]] = {}
+        self._shared = False
         self._channel: Channel
         self._frontend: Frontend
         self._scope = trio.CancelScope()
@@ -221,7 +228,7 @@ class VhostUserDevice(VirtioDevice):
         """Read configuration space."""
         await trio.lowlevel.checkpoint()
         if offset + length > len(self._config):
-            raise RemoteProtocolError(
+            raise InvalidArgument(
                 f"{length} bytes at {offset} of a configuration of {len(self._config)}"
             )
         return self._config[offset : offset + length]
@@ -286,31 +293,46 @@ class VhostUserDevice(VirtioDevice):
         await self.del_vqs()
         if len(infos) > self.num_queues:
             raise NotSupported(f"the device has {self.num_queues} queues, not {len(infos)}")
-        region = self.region
-        whole = (region.address, region.size, region.address, 0)
-        await self._frontend.tell("SET_MEM_TABLE", memory_table([whole]), [region.fd])
-        for index, info in enumerate(infos):
-            bell = EventfdBell()
-            self._bells.append(bell)
-            ring = SplitVirtqueue(
-                index,
-                info.name,
-                min(info.size or self._queue_size, self._queue_size),
-                self._queue_size,
-                region,
-                bell,
-                info.callback,
-                event_idx=bool(self.features & bit(VIRTIO_F_EVENT_IDX)),
-                restart=partial(self._restart, index),
-            )
-            self._rings.append(ring)
-            self.vqs.append(ring)
-            await self._start_ring(index)
+        try:
+            for index, info in enumerate(infos):
+                await self.setup_vq(index, info)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.del_vqs()
+            raise
         return list(self.vqs)
+
+    async def setup_vq(self, index: int, info: VirtqueueInfo) -> Virtqueue:
+        """Set up one ring and let it run."""
+        if index >= self.num_queues:
+            raise NotSupported(f"the device has {self.num_queues} queues, no queue {index}")
+        if index in self._rings:
+            raise QueueBusy(f"queue {index} is set up already")
+        if not self._shared:
+            region = self.region
+            whole = (region.address, region.size, region.address, 0)
+            await self._frontend.tell("SET_MEM_TABLE", memory_table([whole]), [region.fd])
+            self._shared = True
+        bell = EventfdBell()
+        ring = SplitVirtqueue(
+            index,
+            info.name,
+            min(info.size or self._queue_size, self._queue_size),
+            self._queue_size,
+            self.region,
+            bell,
+            info.callback,
+            event_idx=bool(self.features & bit(VIRTIO_F_EVENT_IDX)),
+            restart=partial(self._restart, index),
+        )
+        self._rings[index] = ring, bell
+        self.vqs.append(ring)
+        await self._start_ring(index)
+        return ring
 
     async def _start_ring(self, index: int) -> None:
         """Tell the backend where a ring is, and let it run."""
-        ring, bell, tell = self._rings[index], self._bells[index], self._frontend.tell
+        (ring, bell), tell = self._rings[index], self._frontend.tell
         base = self.region.address + (self.region.offset_of(ring.memory) or 0)
         desc, avail, used = (base + offset for offset in ring.offsets)
         await tell("SET_VRING_NUM", STATE.pack(index, ring.get_vring_size()))
@@ -328,29 +350,33 @@ class VhostUserDevice(VirtioDevice):
 
     async def _restart(self, index: int, num: int) -> memoryview:
         await self._stop_ring(index)
-        memory = self.region.alloc(self._rings[index].bytes_of(num))
+        memory = self.region.alloc(self._rings[index][0].bytes_of(num))
         self._nursery.start_soon(self._start_ring, index)
         return memory
 
-    async def del_vqs(self) -> None:
-        """Stop the rings. Buffers in them come back by ``detach_unused_buf``."""
-        rings, bells = self._rings, self._bells
-        self._rings, self._bells, self.vqs = [], [], []
+    async def del_vq(self, index: int) -> None:
+        """Stop one ring: when the backend answers, it touches no buffer of it any more."""
+        if index not in self._rings:
+            return
         try:
-            for ring in rings:
-                await self._stop_ring(ring.index)
+            await self._stop_ring(index)
         except ConnectionLost:
             pass  # then it touches nothing either
         finally:
-            for ring in rings:
-                ring.stop(QueueBroken(f"queue {ring.name} was deleted"))
-            for bell in bells:
-                bell.close()
+            ring, bell = self._rings.pop(index)
+            self.vqs.remove(ring)
+            ring.stop(QueueBroken(f"queue {ring.name} was deleted"))
+            bell.close()
+
+    async def del_vqs(self) -> None:
+        """Stop the rings. Buffers in them come back by ``detach_unused_buf``."""
+        for index in list(self._rings):
+            await self.del_vq(index)
 
     def close(self) -> None:
         """Leave the backend. Idempotent; its rings must be stopped or it must be gone."""
         self._scope.cancel()
         self._channel.close()
-        for bell in self._bells:
+        for _, bell in self._rings.values():
             bell.close()
-        self._bells.clear()
+        self._rings.clear()
