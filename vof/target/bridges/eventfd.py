@@ -47,6 +47,10 @@ class EventfdBell:
         except BlockingIOError:
             pass
 
+    async def checkpoint(self) -> None:
+        """Let other tasks run, once."""
+        await trio.lowlevel.checkpoint()
+
     def close(self) -> None:
         """Close both descriptors; nobody waits any more. Idempotent."""
         if self._open:
