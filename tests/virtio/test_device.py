@@ -11,6 +11,7 @@ from vof.errors import (
     DeviceError,
     FeatureError,
     InvalidArgument,
+    NotSupported,
     QueueBroken,
     RemoteProtocolError,
     VofError,
@@ -338,3 +339,11 @@ def test_a_config_error_says_where(key, text):
     error = ConfigError("vof.toml", key, "missing")
     assert (str(error), error.path, error.key) == (text, "vof.toml", key)
     assert isinstance(error, ValueError)
+
+
+async def test_single_queues_are_not_for_every_device():
+    device = FakeDevice()
+    with pytest.raises(NotSupported, match="only all queues"):
+        await device.setup_vq(0, VirtqueueInfo("one"))
+    with pytest.raises(NotSupported, match="only all queues"):
+        await device.del_vq(0)

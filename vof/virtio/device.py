@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vof.errors import FeatureError, RemoteProtocolError
+from vof.errors import FeatureError, NotSupported, RemoteProtocolError
 from vof.memory import Pool
 from vof.virtio.constants import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
@@ -107,18 +107,18 @@ class VirtioDevice(ABC):
             NotSupported: the device has fewer queues.
         """
 
-    @abstractmethod
     async def setup_vq(self, index: int, info: VirtqueueInfo) -> Virtqueue:
         """Set up one queue, also of a device that is live; kept in ``self.vqs``.
 
         Raises:
-            NotSupported: the device has no such queue.
+            NotSupported: the device has no such queue, or cannot set up one alone.
             QueueBusy: it is set up already.
         """
+        raise NotSupported(f"queue {index} ({info.name}): only all queues together")
 
-    @abstractmethod
     async def del_vq(self, index: int) -> None:
         """Take one queue down, if it is set up. Buffers come back by ``detach_unused_buf``."""
+        raise NotSupported(f"queue {index}: only all queues together")
 
     @abstractmethod
     async def del_vqs(self) -> None:

@@ -168,15 +168,21 @@ class VhostUserDevice(VirtioDevice):
         """Give the backend a socket to ask on."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            await self._frontend.tell("SET_BACKEND_REQ_FD", fds=[theirs.fileno()])
         channel = Channel(ours, f"{self.path} (backend's requests)")
+        try:
+            with theirs:
+                await self._frontend.tell("SET_BACKEND_REQ_FD", fds=[theirs.fileno()])
+        except BaseException:
+            channel.close()
+            raise
         self._nursery.start_soon(self._listen, channel)
 
     async def _listen(self, channel: Channel) -> None:
-        with self._scope:
-            await serve_backend(channel, self._config_change)
-        channel.close()
+        try:
+            with self._scope:
+                await serve_backend(channel, self._config_change)
+        finally:
+            channel.close()
 
     # -- configuration ------------------------------------------------------------------------
 
