@@ -66,7 +66,7 @@ def swapped(kept=[]):  # noqa: B006 - what is kept is what is meant
 )
 def test_what_happens_to_frames_is_told(serve, capsys, fate, changed, code):
     served = serve(bad=lambda: Bad(fate))
-    found = facts(capsys, served["bad"], "--ping", "20", "--wait", "0.05", code=code)["ping"]
+    found = facts(capsys, served["bad"], "--ping", "20", "--wait", "0.3", code=code)["ping"]
     plain = {"sent": 20, "back": 20, "lost": 0, "reordered": 0, "duplicated": 0, "torn": 0}
     wanted = {**plain, "others": 0, **changed}
     if "duplicated" in changed:
