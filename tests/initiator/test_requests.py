@@ -445,6 +445,24 @@ async def test_what_was_abandoned_is_told_when_it_is_used(opened):
         assert results == {7: 0}
 
 
+async def test_what_was_used_before_the_cancelled_task_ran_is_told(opened, monkeypatch):
+    model, told = hoard(), []
+    async with opened(model) as queue, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, queue, 1)
+        await model.holds(1)
+        take = queue._take
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                buffers = [b"%08d" % 2, bytearray(12)]
+                inner.start_soon(queue.request, buffers, 1, 1, lambda: told.append)
+                await model.holds(2)
+                await settled()
+                monkeypatch.setattr(queue, "_take", lambda: scope.cancel() or take())
+                model.use(1, written=5)
+        assert told == [5]
+        model.use()
+
+
 async def test_what_was_not_abandoned_is_not_told(opened):
     async with opened(Echo(queue_sizes=(1,))) as queue:
         for number in range(3):

@@ -80,8 +80,8 @@ class RequestQueue:
             out_sgs: how many are readable by the device.
             in_sgs: how many are writable by the device.
             abandoned: called when the waiting task is cancelled while the device has the buffers.
-                What it returns is called once they are used and a later request comes upon them;
-                never, if the queue breaks before.
+                What it returns is called once they are used and a later request comes upon them,
+                or at once if they were used meanwhile; never, if the queue breaks before.
 
         Returns:
             How many bytes the device wrote.
@@ -111,6 +111,8 @@ class RequestQueue:
         except trio.Cancelled:
             if abandoned is not None:
                 request.late = abandoned()
+                if request.written != PENDING:  # used before this task came to run
+                    request.late(request.written)
             raise
         if request.written < 0:
             vq = self.vq
