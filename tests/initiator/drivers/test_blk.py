@@ -18,7 +18,8 @@ from vof.errors import (
     RemoteProtocolError,
 )
 from vof.initiator.drivers import Blk
-from vof.initiator.drivers.blk import PIECE, PIECES, WANTED
+from vof.initiator.drivers.blk import PIECE, WANTED
+from vof.initiator.drivers.pieces import PIECES
 from vof.virtio.blk import (
     RANGE,
     VIRTIO_BLK_F_BLK_SIZE,

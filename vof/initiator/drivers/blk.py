@@ -11,14 +11,15 @@ any time. ``read_into`` and ``write`` lend the caller's; they return or raise on
 of it came back, unless they are cancelled.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Self
 
 import trio
 
-from vof.errors import DeviceError, InvalidArgument, NotSupported, RemoteProtocolError, VofError
+from vof.errors import DeviceError, InvalidArgument, NotSupported, RemoteProtocolError
 from vof.initiator.drivers.base import Driver
+from vof.initiator.drivers.pieces import in_pieces
 from vof.initiator.requests import RequestQueue
 from vof.memory import Buffer
 from vof.virtio.blk import (
@@ -62,8 +63,6 @@ WANTED = bit(
 )
 PIECE = 1 << 20
 """Largest request, in bytes, whatever the device allows."""
-PIECES = 8
-"""Requests that one call has under way at a time."""
 
 
 class Blk(Driver):
@@ -187,7 +186,7 @@ class Blk(Driver):
             if written <= stop - start or status[0]:
                 self._failed(status[0])
 
-        await self._pieces(len(view), piece)
+        await in_pieces(len(view), self._piece, piece)
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write ``data`` at ``offset``. Suspends. Raises as ``read``.
@@ -202,7 +201,7 @@ class Blk(Driver):
             header = REQUEST.pack(VIRTIO_BLK_T_OUT, 0, (offset + start) >> 9)
             await self._simple((header, *self._segments(view, start, stop)))
 
-        await self._pieces(len(view), piece)
+        await in_pieces(len(view), self._piece, piece)
 
     async def flush(self) -> None:
         """Make what was written stable; nothing to do where the device has no volatile cache."""
@@ -273,36 +272,6 @@ class Blk(Driver):
             )
         if write and self.read_only:
             raise InvalidArgument("the disk is read-only")
-
-    async def _pieces(self, length: int, piece: Callable[[int, int], Awaitable[None]]) -> None:
-        """Do a transfer in pieces, several at a time.
-
-        After an error no piece is begun any more; it is raised when those under way have ended.
-        """
-        size = self._piece
-        if length <= size:
-            if length:
-                await piece(0, length)
-            else:
-                await trio.lowlevel.checkpoint()
-            return
-        places: Iterator[int] = iter(range(0, length, size))
-        errors: list[VofError] = []
-
-        async def work() -> None:
-            for start in places:
-                try:
-                    await piece(start, min(start + size, length))
-                except VofError as error:
-                    errors.append(error)
-                if errors:
-                    return
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(PIECES):
-                nursery.start_soon(work)
-        if errors:
-            raise errors[0]
 
     def _failed(self, status: int) -> None:
         """Raise what a status byte, or its absence, stands for."""
