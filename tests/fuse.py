@@ -171,6 +171,13 @@ class FuseModel(DeviceModel):
         self.handles[self.next] = handle
         return fs.OPEN_OUT.codec.pack(self.next, 0)
 
+    def known(self, node, name):
+        """Return the path of what was looked up; another is refused, as virtiofsd does."""
+        path = self.paths[node] + b"/" + name
+        if self.numbers.get(path) not in self.lookups:
+            raise OSError(errno.EIO, "not looked up")
+        return self.path(node, name)
+
     def forgotten(self, node, count):
         self.lookups[node] -= count
         assert self.lookups[node] >= 0, "forgotten more often than looked up"
@@ -217,13 +224,13 @@ class FuseModel(DeviceModel):
         return self.entry(node, *names)
 
     def UNLINK(self, node, _, names):
-        os.unlink(self.path(node, *names))
+        os.unlink(self.known(node, *names))
 
     def RMDIR(self, node, _, names):
-        os.rmdir(self.path(node, *names))
+        os.rmdir(self.known(node, *names))
 
     def RENAME(self, node, fields, names):
-        os.rename(self.path(node, names[0]), self.path(fields[0], names[1]))
+        os.rename(self.known(node, names[0]), self.path(fields[0], names[1]))
 
     def OPEN(self, node, fields, _):
         assert not fields[0] & (os.O_CREAT | os.O_TRUNC)

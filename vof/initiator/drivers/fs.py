@@ -203,6 +203,13 @@ class Fs(Driver):
             raise _error(errno.ENOTDIR, held)
         return entry.nodeid, way[-1]
 
+    async def _known(self, held: Held, path: str) -> tuple[int, bytes]:
+        """Return the same of what is there; virtiofsd knows no name that was not looked up."""
+        parent, name = await self._parent(held, path)
+        if not (await self._fuse.entry("LOOKUP", held, parent, names=[name])).nodeid:
+            raise _error(errno.ENOENT, held)
+        return parent, name
+
     # -- looking ------------------------------------------------------------------------------
 
     async def stat(self, path: str) -> Attr:
@@ -361,13 +368,13 @@ class Fs(Driver):
 
     async def _remove(self, operation: str, path: str) -> None:
         with self._fuse.held(path) as held:
-            parent, name = await self._parent(held, path)
+            parent, name = await self._known(held, path)
             await self._fuse.call(OPERATIONS[operation], held, parent, names=[name])
 
     async def rename(self, old: str, new: str) -> None:
         """Call a file or directory otherwise; what was at ``new`` is replaced, if it can be."""
         with self._fuse.held(old) as held:
-            parent, name = await self._parent(held, old)
+            parent, name = await self._known(held, old)
             to, other = await self._parent(held, new)
             await self._fuse.call(OPERATIONS["RENAME"], held, parent, to, names=[name, other])
 
