@@ -7,6 +7,7 @@ import threading
 import pytest
 import trio
 
+from tests.fuse import FuseModel
 from vof.target import Export, Server
 from vof.target.devices import BlkModel, FileBacking, MemoryBacking, NetModel, RngModel
 from vof.transport import listen, parse_url
@@ -93,12 +94,22 @@ def disk(tmp_path):
 
 
 @pytest.fixture
-def world(serve, disk):
-    """A disk of 1 MiB, one of 64 KiB in memory, a source of random bytes, a network echo."""
+def world(serve, disk, tmp_path):
+    """A disk of 1 MiB, one of 64 KiB in memory, a source of random bytes, a network echo, a
+    directory."""
     make, path = disk(queues=2, serial=b"one")
     small = MemoryBacking(1 << 16)
-    served = serve(disk=make, small=lambda: BlkModel(small), rng=lambda: RngModel(64), net=NetModel)
-    served.image = path
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    (directory / "hello").write_text("hello, file\n")
+    served = serve(
+        disk=make,
+        small=lambda: BlkModel(small),
+        rng=lambda: RngModel(64),
+        net=NetModel,
+        fs=lambda: FuseModel(directory),
+    )
+    served.image, served.directory = path, directory
     yield served
     served.stop()
     small.close()

@@ -36,6 +36,7 @@ def arguments(world, tmp_path) -> dict[str, list[str]]:
         "info": ["info", world["disk"], "--json"],
         "bench": ["bench", world["disk"], "--json", "--seconds", "0.05"],
         "net": ["net", world["net"], "--ping", "10", "--json"],
+        "fs": ["fs", "ls", world["fs"], "--json"],
         "doctor": ["doctor", "--json", "--path", str(tmp_path)],
         "blk": ["blk", "read", world["disk"], str(tmp_path / "out"), "--json"],
     }
@@ -87,6 +88,16 @@ def test_documents(command: str, request, tmp_path, capsys):
         if key in document:
             (row,) = re.findall(rf"^\| `{key}` .*$", TABLES[command], re.MULTILINE)
             assert document[key].keys() == set(re.findall(r"`([\w.]+)`", row)) - {key}
+
+
+def test_entries_of_a_file_system(world, capsys):
+    assert main(["fs", "stat", world["fs"], "hello", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["entries"]
+    keys = dict(ROW.findall(TABLES["fs"].partition("\nEach of ")[2]))
+    assert entry.keys() == keys.keys()
+    for key, kind in keys.items():
+        assert isinstance(entry[key], KINDS[kind]), key
+    assert entry["name"] == "hello"
 
 
 def test_findings_of_the_doctor(tmp_path, capsys):

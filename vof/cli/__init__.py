@@ -25,6 +25,7 @@ COMMANDS = {
     "rng": ("vof.cli.rng", "read random bytes from a remote device"),
     "net": ("vof.cli.net", "look at a remote network device, and test it"),
     "console": ("vof.cli.console", "be the terminal of a remote console"),
+    "fs": ("vof.cli.fs", "list, read and change files of a remote file system"),
     "bench": ("vof.cli.bench", "measure a remote device"),
     "demo": ("vof.cli.demo", "run a target and a client once, and check every byte"),
     "doctor": ("vof.cli.doctor", "say what this machine can do, and what to do about the rest"),

@@ -29,11 +29,12 @@ def run(args: argparse.Namespace) -> int:
 async def _ask(url: str) -> dict[str, object]:
     """Return everything there is to know without starting the device."""
     import vof
-    from vof.virtio import blk, console, net, rng
+    from vof.virtio import blk, console, fs, net, rng
     from vof.virtio.constants import (
         DEVICE_NAMES,
         VIRTIO_ID_BLOCK,
         VIRTIO_ID_CONSOLE,
+        VIRTIO_ID_FS,
         VIRTIO_ID_NET,
         VIRTIO_ID_RNG,
         feature_names,
@@ -42,6 +43,7 @@ async def _ask(url: str) -> dict[str, object]:
     names = {
         VIRTIO_ID_BLOCK: blk.FEATURES,
         VIRTIO_ID_CONSOLE: console.FEATURES,
+        VIRTIO_ID_FS: fs.FEATURES,
         VIRTIO_ID_NET: net.FEATURES,
         VIRTIO_ID_RNG: rng.FEATURES,
     }
@@ -61,6 +63,9 @@ async def _ask(url: str) -> dict[str, object]:
         elif device.device_id == VIRTIO_ID_CONSOLE:
             data = await device.read_config(0, console.CONFIG.size)
             config = console.ConsoleConfig.unpack(data)._asdict()
+        elif device.device_id == VIRTIO_ID_FS:
+            data = await device.read_config(0, fs.CONFIG.size)
+            config = fs.FsConfig.unpack(data)._asdict()
         return {
             "url": str(device.url),
             "device_id": device.device_id,
