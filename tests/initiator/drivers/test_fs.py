@@ -14,6 +14,7 @@ from tests.conformance.fabric import fabric
 from tests.fuse import FuseModel
 from vof.errors import InvalidArgument, NotSupported, RemoteProtocolError
 from vof.initiator.drivers import Fs, Rng
+from vof.initiator.drivers.fuse import PIECE as MOST
 from vof.virtio import fs as form
 
 MAKE = fabric("vof+loopback://files")
@@ -69,7 +70,7 @@ def model(tree):
 async def test_what_it_is(model):
     async with mounted(model, queues=9) as fs:
         assert (fs.tag, fs.num_queues, fs.version) == ("shared", 2, "7.31")
-        assert fs.max_transfer == 1 << 20
+        assert fs.max_transfer == MOST
         room = await fs.statfs()
         assert room.frsize == os.statvfs(model.directory).f_frsize
         assert room.namelen == 255
@@ -125,7 +126,7 @@ async def test_data_goes_and_comes_back(model, tree, pages, size):
         model.init["max_pages"] = pages
     data = random.Random(size).randbytes(size)
     async with mounted(model, queues=2) as fs:
-        assert fs.max_transfer == (pages or 32) * 4096
+        assert fs.max_transfer == min((pages or 32) * 4096, MOST)
         await fs.write("new", data)
         assert (tree / "new").read_bytes() == data
         assert await fs.read("new") == data
@@ -138,6 +139,22 @@ async def test_data_goes_and_comes_back(model, tree, pages, size):
                 b"".join([bytes(part) async for part in file.stream(3, size // 2)])
                 == (data[3:][: size // 2])
             )
+
+
+@pytest.mark.parametrize("size", [0, 4095, 4096, 20_000, 5 << 20])
+async def test_no_more_room_is_offered_than_a_file_needs(model, tree, size):
+    read, rooms = model.READ, []
+    model.READ = lambda node, fields, _: rooms.append(fields[2]) or read(node, fields, _)
+    (tree / "file").write_bytes(bytes(size))
+    async with mounted(model) as fs:
+        assert len(await fs.read("file")) == size
+    assert sum(rooms) <= size + 2 * 4096 + 2
+
+
+async def test_a_file_that_grew_since_it_was_opened(model, tree):
+    async with mounted(model) as fs, await fs.open("empty") as file:
+        (tree / "empty").write_bytes(bytes(50_000))
+        assert sum([len(part) async for part in file.stream()]) == 50_000
 
 
 async def test_read_into_and_write_within(model, tree):
@@ -557,7 +574,7 @@ async def test_a_newer_minor_version_is_spoken_as_ours(model):
         assert fs.version == "7.31"
 
 
-@pytest.mark.parametrize(("most", "pages", "piece"), [(0, 256, 4096), (1 << 31, 9999, 1 << 20)])
+@pytest.mark.parametrize(("most", "pages", "piece"), [(0, 256, 4096), (1 << 31, 9999, MOST)])
 async def test_sizes_are_kept_sensible(model, most, pages, piece):
     model.init |= {"max_write": most, "max_pages": pages}
     async with mounted(model) as fs:

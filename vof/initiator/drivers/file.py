@@ -10,7 +10,7 @@ from vof.errors import InvalidArgument, RemoteProtocolError, VofError
 from vof.initiator.drivers.fuse import Fuse, Handle
 from vof.initiator.drivers.pieces import PIECES, in_pieces
 from vof.memory import Buffer
-from vof.virtio.fs import OPERATIONS, Attr
+from vof.virtio.fs import OPERATIONS, PAGE, Attr
 
 READ, WRITE = OPERATIONS["READ"], OPERATIONS["WRITE"]
 
@@ -24,9 +24,10 @@ class File:
         path: as it was given.
     """
 
-    def __init__(self, fuse: Fuse, handle: Handle) -> None:
-        """Take over a handle."""
+    def __init__(self, fuse: Fuse, handle: Handle, size: int = 0) -> None:
+        """Take over a handle of a file that had ``size`` bytes."""
         self.path = handle.path
+        self._size = size
         self._fuse = fuse
         self._handle = handle
         self._written = False
@@ -120,7 +121,8 @@ class File:
         """
         step = self._fuse.piece * PIECES
         while length is None or length > 0:
-            size = step if length is None else min(step, length)
+            size = min(step, max(self._size + 1 - offset, PAGE))  # as it was; it may be longer now
+            size = size if length is None else min(size, length)
             if data := await self.read(offset, size):
                 yield data
             if len(data) < size:

@@ -296,7 +296,8 @@ class Fs(Driver):
         if kind != stat.S_IFREG:
             codes = {stat.S_IFDIR: errno.EISDIR, stat.S_IFLNK: errno.ELOOP}
             raise _error(codes.get(kind, errno.ENXIO), held)
-        file = File(self._fuse, await self._fuse.open("OPEN", held, entry.nodeid, how.flags))
+        handle = await self._fuse.open("OPEN", held, entry.nodeid, how.flags)
+        file = File(self._fuse, handle, entry.attr.size if entry.attr else 0)
         if how.truncate:
             try:
                 await file.truncate(0)

@@ -44,7 +44,7 @@ from vof.virtio.virtqueue import Virtqueue
 WANTED = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES
 FEWEST_PAGES = 32
 """Of data in a request, where the device does not tell (FUSE_MAX_PAGES)."""
-PIECE = 1 << 20
+PIECE = 256 << 10
 """Largest data of a request, in bytes, whatever the device allows."""
 MOST_FORGETS = 128
 """Nodes in one request to forget them."""
