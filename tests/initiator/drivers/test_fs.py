@@ -9,12 +9,20 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from tests.conformance.fabric import fabric
 from tests.fuse import FuseModel
-from vof.errors import InvalidArgument, NotSupported, RemoteProtocolError
+from vof.errors import (
+    ConnectionLost,
+    InvalidArgument,
+    NotSupported,
+    QueueBroken,
+    RemoteProtocolError,
+)
 from vof.initiator.drivers import Fs, Rng
 from vof.initiator.drivers.fuse import PIECE as MOST
+from vof.initiator.drivers.pieces import PIECES
 from vof.virtio import fs as form
 
 MAKE = fabric("vof+loopback://files")
@@ -397,6 +405,94 @@ async def test_more_is_cancelled_than_the_queue_holds(tree):
         await settle(fs, model)
 
 
+async def test_a_late_answer_may_be_an_error(model):
+    model.late = {"OPEN"}
+    async with mounted(model) as fs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fs.open, "empty")
+            await model.holds(1)
+            nursery.cancel_scope.cancel()
+        model.late, model.refuse = set(), {"OPEN": errno.EIO}
+        model.let_go()
+        await settle(fs, model)
+    assert "RELEASE" not in model.seen
+
+
+async def test_what_fails_in_one_piece_of_many(model):
+    model.init["max_pages"] = 1
+    model.refuse = {"WRITE": errno.ENOSPC}
+    async with mounted(model) as fs:
+        with pytest.raises(OSError, match="No space") as caught:
+            await fs.write("new", bytes(1 << 20))
+        assert caught.value.filename == "new"
+    assert model.seen.count("WRITE") == PIECES
+
+
+async def test_an_error_in_the_block_ends_it_without_more_ado(model):
+    async def fail(device):
+        async with Fs(device) as fs:
+            await fs.stat("a")
+            raise KeyError
+
+    async with MAKE(model) as device:
+        with pytest.raises(KeyError):
+            await fail(device)
+        assert "DESTROY" not in model.seen
+        assert not model.alive
+
+
+async def test_to_close_a_file_comes_upon_late_answers(model):
+    async with mounted(model) as fs:
+        file = await fs.open("empty")
+        model.late = {"OPEN"}
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(fs.open, "a/b/file")
+            await model.holds(6)
+            nursery.cancel_scope.cancel()
+        model.late = set()
+        while model.held:
+            model.let_go()
+        await trio.testing.wait_all_tasks_blocked()
+        file.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert model.seen.count("RELEASE") > 1, "whoever comes by takes them"
+        await settle(fs, model)
+        assert model.seen.count("RELEASE") == 7
+
+
+async def test_a_queue_that_is_broken_takes_nothing_back(model):
+    async with MAKE(model) as device, Fs(device, queues=2) as fs:
+        file = await fs.open("empty")
+        device.break_device(ConnectionLost("cut"))
+        with pytest.raises(QueueBroken, match="cut"):
+            await file.read(0, 1)
+        file.close()
+        with pytest.raises(QueueBroken, match="cut"):
+            await fs.stat("a")
+        assert not fs._fuse._forgets
+        assert not fs._fuse._unreleased
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_file_that_others_create_and_remove(model, times):
+    async with mounted(model) as fs:
+        lookup, left = model.LOOKUP, [None] * times
+
+        def gone(node, _, names):
+            if left and names == (b"empty",):
+                left.pop()
+                raise OSError(errno.ENOENT, "not yet")
+            return lookup(node, _, names)
+
+        model.LOOKUP = gone
+        if times == 1:
+            await fs.write("empty", b"x")
+        else:
+            with pytest.raises(BlockingIOError):
+                await fs.write("empty", b"x")
+
+
 async def test_an_open_file_that_is_cancelled_is_released(model):
     model.late = {"READ"}
 
@@ -518,6 +614,8 @@ async def test_a_name_that_leads_to_nothing_by_itself(model):
         model.LOOKUP = lambda *_: bytes(128)
         with pytest.raises(FileNotFoundError):
             await fs.stat("a")
+        with pytest.raises(FileNotFoundError):
+            await fs.remove("a")
 
 
 @pytest.mark.parametrize("data", [b"x", form.Dirent(b"a/b", 1, 8, 1).pack(), bytes(24)])
