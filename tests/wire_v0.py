@@ -145,14 +145,6 @@ class Peer(wire.Peer):
         assert (code, ident, ndesc) == (OK, int.from_bytes(data[2:4], "little"), 0)
         return value
 
-    async def refused(self, data: bytes) -> int:
-        """Send a command that fails, with nothing but a status; return it."""
-        await self.send(data)
-        code, ident, ndesc, value = await self.completion()
-        assert (ident, ndesc, value) == (int.from_bytes(data[2:4], "little"), 0, 0)
-        assert code
-        return code
-
     async def used(self) -> tuple[Completion, list[Desc], list[bytes]]:
         """The completion of a request, its descriptors, their bytes."""
         head = await self.completion()

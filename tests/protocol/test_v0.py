@@ -1,62 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Dialect v0 against the golden vectors, which were not made by this encoder."""
 
-import json
-from pathlib import Path
-
 import pytest
 
+from tests.protocol.vectors import each, encoded, expected, load, never_set, unroll, whole
 from tests.wire_v0 import serving
 from vof.protocol import v0
 from vof.target.devices import BlkModel, MemoryBacking
 
-VECTORS = Path(__file__).parents[1] / "vectors" / "v0"
-FILES = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}
-SINGLE = [vector for file in FILES.values() for vector in file.get("vectors", ())]
-EXCHANGES = [exchange for file in FILES.values() for exchange in file.get("exchanges", ())]
-EVERY = SINGLE + [step for exchange in EXCHANGES for step in exchange["steps"]]
+FILES, SINGLE, EXCHANGES, EVERY = load("v0")
 DESC_BYTES = 24
 TARGET_ID = 513
 
-each_vector = pytest.mark.parametrize(
-    "vector", EVERY, ids=lambda vector: f"{vector['layout']}: {vector['meaning'][:40]}"
-)
-
-
-def unroll(text: str) -> bytes:
-    """Return the bytes of a text as tests/vectors/README.md describes it."""
-    data = b""
-    for piece in text.split():
-        digits, _, times = piece.partition("*")
-        data += bytes.fromhex(digits) * int(times or 1)
-    return data
-
-
-def whole(step: dict) -> bytes:
-    """Return a message with what follows it."""
-    return unroll(step["hex"]) + unroll(step.get("payload", ""))
-
-
-def values_of(vector: dict) -> dict[str, int | bytes]:
-    return {k: v.encode() if isinstance(v, str) else v for k, v in vector["fields"].items()}
+each_vector = each(EVERY)
 
 
 @each_vector
 def test_a_vector_encodes(vector):
-    assert v0.LAYOUTS[vector["layout"]].encode(values_of(vector)) == unroll(vector["hex"])
+    assert encoded(v0.LAYOUTS[vector["layout"]], vector) == unroll(vector["hex"])
 
 
 @each_vector
 def test_a_vector_decodes(vector):
-    layout = v0.LAYOUTS[vector["layout"]]
-    data = unroll(vector["hex"])
+    layout, data = v0.LAYOUTS[vector["layout"]], unroll(vector["hex"])
     assert len(data) == layout.codec.size
-    widths = {field.name: field.width for field in layout.fields()}
-    expected = {
-        name: value.ljust(widths[name], b"\0") if isinstance(value, bytes) else value
-        for name, value in values_of(vector).items()
-    }
-    assert layout.decode(data) == expected
+    assert layout.decode(data) == expected(layout, vector)
 
 
 @each_vector
@@ -80,12 +48,7 @@ def test_what_follows_is_as_long_as_its_descriptors_say(vector):
 
 def test_every_layout_has_a_vector_and_every_field_one_where_it_is_not_0():
     assert {vector["layout"] for vector in SINGLE} == set(v0.LAYOUTS)
-    zero = {
-        (name, field)
-        for name, layout in v0.LAYOUTS.items()
-        for field in layout.names
-        if not any(v["fields"][field] for v in SINGLE if v["layout"] == name)
-    }
+    zero = never_set(v0.LAYOUTS, SINGLE)
     # CONNECT is opcode 0; only its completions show every status, only VRING's have descriptors
     plain = {name for name in v0.LAYOUTS if name.endswith("completion")}
     plain.discard("v0 VRING completion")

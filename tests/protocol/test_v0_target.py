@@ -281,9 +281,12 @@ def test_errors_are_counted():
 # -- CONNECT ----------------------------------------------------------------------------------
 
 
+NAMES = (b"n" * 255 + b"\0") * 4
+
+
 def connect(ident=3, target=0xFFFF, queue=0xFFFF, ndesc=1, oftype=0, length=1024, write=False):
     head = struct.pack("<HHHHHB5s", 0, ident, target, queue, ndesc, oftype, b"\xaa" * 5)
-    return head + desc(length, 0, write, 5) + (b"" if write else b"n" * length)
+    return head + desc(length, 0, write, 5) + (b"" if write else NAMES[:length])
 
 
 @pytest.mark.parametrize("step", ENDS)
@@ -293,7 +296,7 @@ def test_connect(step):
     (message,) = stream.messages
     assert stream.paused
     assert (message.opcode, message.command_id) == (v5.CONNECT, 3)
-    assert message.body == b"n" * 1024
+    assert message.body == NAMES
     fields = message.fields
     assert (fields["device_instance_id"], fields["vq_index"]) == (0xFFFF, 0xFFFF)
     assert (fields["length"], fields["queue_size"]) == (1024, 0)
@@ -326,6 +329,14 @@ def test_connect_on_a_queue_is_for_the_session_to_judge(size, wrong):
     feed(stream.inbox, connect(**wrong))
     assert [message.opcode for message in stream.messages] == [v5.CONNECT]
     assert drain(stream) == b""
+
+
+@pytest.mark.parametrize(("target", "status"), [(0xFFFF, 19), (7, None)])
+def test_a_device_name_without_end_names_nothing(target, status):
+    stream = V0Target(MIB, MIB)
+    feed(stream.inbox, connect(target=target)[:-1024] + b"n" * 512 + bytes(512))
+    assert drain(stream) == (done(3, status=status) if status else b"")
+    assert len(stream.messages) == (not status)
 
 
 @pytest.mark.parametrize("ndesc", [0, 2, 65535])

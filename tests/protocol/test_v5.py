@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Dialect v5 against the golden vectors, which were not made by this encoder."""
 
-import json
-from pathlib import Path
-
 import pytest
 
+from tests.protocol.vectors import each, encoded, expected, load, never_set, unroll, whole
 from vof.errors import CommandError
 from vof.memory import HEAP
 from vof.protocol import v5
@@ -13,35 +11,11 @@ from vof.protocol.target_stream import Message
 from vof.protocol.v5_initiator import V5Initiator
 from vof.protocol.v5_target import V5Target
 
-VECTORS = Path(__file__).parents[1] / "vectors" / "v5"
-FILES = {path.stem: json.loads(path.read_text()) for path in sorted(VECTORS.glob("*.json"))}
-SINGLE = [vector for file in FILES.values() for vector in file.get("vectors", ())]
-EXCHANGES = [exchange for file in FILES.values() for exchange in file.get("exchanges", ())]
-EVERY = SINGLE + [step for exchange in EXCHANGES for step in exchange["steps"]]
+FILES, SINGLE, EXCHANGES, EVERY = load("v5")
 MOST = 1 << 20
 
-each_vector = pytest.mark.parametrize(
-    "vector", EVERY, ids=lambda vector: f"{vector['layout']}: {vector['meaning'][:40]}"
-)
+each_vector = each(EVERY)
 each_exchange = pytest.mark.parametrize("exchange", EXCHANGES, ids=lambda e: e["name"])
-
-
-def unroll(text: str) -> bytes:
-    """Return the bytes of a text as tests/vectors/README.md describes it."""
-    data = b""
-    for piece in text.split():
-        byte, _, times = piece.partition("*")
-        data += bytes.fromhex(byte) * int(times or 1)
-    return data
-
-
-def whole(step: dict) -> bytes:
-    """Return a message with what follows it."""
-    return unroll(step["hex"]) + unroll(step.get("payload", ""))
-
-
-def values_of(vector: dict) -> dict[str, int | bytes]:
-    return {k: v.encode() if isinstance(v, str) else v for k, v in vector["fields"].items()}
 
 
 # -- vectors ------------------------------------------------------------------------------------
@@ -49,21 +23,14 @@ def values_of(vector: dict) -> dict[str, int | bytes]:
 
 @each_vector
 def test_a_vector_encodes(vector):
-    layout = v5.LAYOUTS[vector["layout"]]
-    assert layout.encode(values_of(vector)) == unroll(vector["hex"])
+    assert encoded(v5.LAYOUTS[vector["layout"]], vector) == unroll(vector["hex"])
 
 
 @each_vector
 def test_a_vector_decodes(vector):
-    layout = v5.LAYOUTS[vector["layout"]]
-    data = unroll(vector["hex"])
+    layout, data = v5.LAYOUTS[vector["layout"]], unroll(vector["hex"])
     assert len(data) == layout.codec.size
-    widths = {field.name: field.width for field in layout.fields()}
-    expected = {
-        name: value.ljust(widths[name], b"\0") if isinstance(value, bytes) else value
-        for name, value in values_of(vector).items()
-    }
-    assert layout.decode(data) == expected
+    assert layout.decode(data) == expected(layout, vector)
 
 
 @each_vector
@@ -81,12 +48,7 @@ def test_what_follows_is_as_long_as_the_message_says(vector):
 
 def test_every_layout_has_a_vector_and_every_field_one_where_it_is_not_0():
     assert {vector["layout"] for vector in SINGLE} == set(v5.LAYOUTS)
-    zero = {
-        (name, field)
-        for name, layout in v5.LAYOUTS.items()
-        for field in layout.names
-        if not any(v["fields"][field] for v in SINGLE if v["layout"] == name)
-    }
+    zero = never_set(v5.LAYOUTS, SINGLE)
     # CONNECT is opcode 0; statuses.json has the plain completion with every status
     with_status = {name for name in v5.LAYOUTS if name.endswith((" completion", "event"))}
     assert zero == {("CONNECT command", "opcode"), *((name, "status") for name in with_status)}

@@ -23,7 +23,7 @@ from vof.memory import Buffer
 from vof.protocol import v5
 from vof.protocol.initiator_stream import InitiatorStream
 from vof.transport.connection import Connection
-from vof.virtio.virtqueue import Callback, Recycle, Virtqueue
+from vof.virtio.virtqueue import Callback, Recycle, Virtqueue, no_chain
 
 Link = tuple[Connection, InitiatorStream]
 Open = Callable[[int], Awaitable[Link]]
@@ -49,8 +49,6 @@ class FabricVirtqueue(Virtqueue):
         self._nursery = nursery
         self._reopen = reopen
         self._size = 0
-        self._broken = False
-        self._cause: BaseException | None = None
         self._added = False
         self._taken = 0
         self._enabled = callback is not None
@@ -93,10 +91,7 @@ class FabricVirtqueue(Virtqueue):
         if self._broken:
             self.check_usable()
         if out_sgs + in_sgs != len(sgs) or not sgs or out_sgs < 0 or in_sgs < 0 or data is None:
-            raise InvalidArgument(
-                f"{len(sgs)} buffers for {out_sgs} readable and {in_sgs} writable ones; "
-                "at least one, and a token, are needed"
-            )
+            raise no_chain(sgs, out_sgs, in_sgs)
         if not self._free:
             raise QueueFull(f"queue {self.name}: all {self._size} commands are in flight")
         self._add(sgs, out_sgs, data, ctx)
@@ -226,16 +221,6 @@ class FabricVirtqueue(Virtqueue):
                 self._receive()
 
     # -- ends ---------------------------------------------------------------------------------
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the queue is broken."""
-        return self._broken
-
-    @property
-    def broken_by(self) -> BaseException | None:
-        """What broke the queue."""
-        return self._cause
 
     def break_(self, cause: BaseException | None = None) -> None:
         """Refuse further work, and wake whoever sleeps."""

@@ -7,8 +7,8 @@ bytes at offset 8, little endian and zero-filled, however wide the value is said
 
 import errno
 
+from vof.protocol import target_stream as common
 from vof.protocol import v5
-from vof.protocol.target_stream import GET_GENERATION, GET_NUM_QUEUES, SET_VQ_SIZE
 from vof.protocol.wire import Command, Layout
 
 PORT = 15771
@@ -28,12 +28,12 @@ GET_FEATURE = 3
 SET_FEATURE = 4
 GET_VENDOR_ID = 4096
 GET_DEVICE_ID = 4097
-GET_GENERATION_ = 4098
+GET_GENERATION = 4098
 GET_STATUS = 4099
 SET_STATUS = 4100
 GET_DEVICE_FEATURE = 4101
 SET_DRIVER_FEATURE = 4102
-GET_NUM_QUEUES_ = 4103
+GET_NUM_QUEUES = 4103
 GET_QUEUE_SIZE = 4104
 SET_QUEUE_SIZE = 4105
 GET_CONFIG = 4106
@@ -47,14 +47,14 @@ COMMON: dict[int, int] = {
     KEEPALIVE: v5.KEEPALIVE,
     GET_VENDOR_ID: v5.GET_VENDOR_ID,
     GET_DEVICE_ID: v5.GET_DEVICE_ID,
-    GET_GENERATION_: GET_GENERATION,
+    GET_GENERATION: common.GET_GENERATION,
     GET_STATUS: v5.GET_STATUS,
     SET_STATUS: v5.SET_STATUS,
     GET_DEVICE_FEATURE: v5.GET_DEVICE_FEATURE,
     SET_DRIVER_FEATURE: v5.SET_DRIVER_FEATURE,
-    GET_NUM_QUEUES_: GET_NUM_QUEUES,
+    GET_NUM_QUEUES: common.GET_NUM_QUEUES,
     GET_QUEUE_SIZE: v5.GET_VQ_SIZE,
-    SET_QUEUE_SIZE: SET_VQ_SIZE,
+    SET_QUEUE_SIZE: common.SET_VQ_SIZE,
     GET_CONFIG: v5.GET_CONFIG,
     SET_CONFIG: v5.SET_CONFIG,
 }
@@ -146,12 +146,12 @@ COMMANDS: dict[int, Command] = {
         _row("SET_FEATURE", SET_FEATURE, "c", "IQ select feature"),
         _row("GET_VENDOR_ID", GET_VENDOR_ID, "cv", NOTHING, "vendor_id"),
         _row("GET_DEVICE_ID", GET_DEVICE_ID, "cv", NOTHING, "device_id"),
-        _row("GET_GENERATION", GET_GENERATION_, "cv", NOTHING, "generation"),
+        _row("GET_GENERATION", GET_GENERATION, "cv", NOTHING, "generation"),
         _row("GET_STATUS", GET_STATUS, "cv", NOTHING, "device_status"),
         _row("SET_STATUS", SET_STATUS, "c", "I8x device_status"),
         _row("GET_DEVICE_FEATURE", GET_DEVICE_FEATURE, "cv", "I8x select", "feature"),
         _row("SET_DRIVER_FEATURE", SET_DRIVER_FEATURE, "c", "IQ select feature"),
-        _row("GET_NUM_QUEUES", GET_NUM_QUEUES_, "cv", NOTHING, "num_queues"),
+        _row("GET_NUM_QUEUES", GET_NUM_QUEUES, "cv", NOTHING, "num_queues"),
         _row("GET_QUEUE_SIZE", GET_QUEUE_SIZE, "cv", "H10x vq_index", "size"),
         _row("SET_QUEUE_SIZE", SET_QUEUE_SIZE, "c", "H2xQ vq_index size"),
         _row("GET_CONFIG", GET_CONFIG, "cv", "HBx8x offset bytes", "value"),

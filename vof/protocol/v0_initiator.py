@@ -92,9 +92,9 @@ PLANS: dict[int, Plan] = {
     ),
     v5.GET_CONFIG: Plan(
         lambda fields: [
-            (v0.GET_GENERATION_, {}),
+            (v0.GET_GENERATION, {}),
             (v0.GET_CONFIG, dict(fields)),
-            (v0.GET_GENERATION_, {}),
+            (v0.GET_GENERATION, {}),
         ],
         _config,
     ),
@@ -302,12 +302,12 @@ class V0Initiator(InitiatorStream):
         self.session.received(answered(command.opcode, status))
         self.answers.append(Answer(command.data, status, fields))
         if command.opcode == v5.CONNECT and self._control and not status:
-            self._send(v0.GET_NUM_QUEUES_, {}, None)
+            self._send(v0.GET_NUM_QUEUES, {}, None)
             self._send(v0.GET_CONFIG_CHANGED, {}, None)
 
     def _news(self, opcode: int, status: int, fields: dict[str, int]) -> None:
         """Take the answer to what this side asked by itself."""
-        if opcode == v0.GET_NUM_QUEUES_:
+        if opcode == v0.GET_NUM_QUEUES:
             self._num_queues = fields["num_queues"] if not status else None
         elif not status:
             self.notices.append((v5.ID_CONFIG_CHANGE, fields))

@@ -21,6 +21,8 @@ COMPLETION = struct.Struct("<HHH2xQ")
 DESC = v0.DESC.codec
 LENGTH = struct.Struct("<I")
 LENGTH_AT = 8
+VQN = slice(v5.VQN_BYTES, 2 * v5.VQN_BYTES)
+"""The device's name in a CONNECT body."""
 MOST_HELD = v5.CONTROL_QUEUE_SIZE
 
 OPCODES = {common: opcode for opcode, common in v0.COMMON.items()}
@@ -152,6 +154,9 @@ class V0Target(TargetStream):
             yield head + length
         body = bytes(inbox.view[inbox.pos + head : inbox.pos + head + length])
         inbox.pos += head + length
+        if fields["device_instance_id"] == v5.NEW_INSTANCE and b"\0" not in body[VQN]:
+            self._complete(v0.ERRNO[v5.ENOTGT], command_id)  # to the C target, the name goes on
+            return
         fields |= {"length": length, "queue_size": 0}
         yield from self._message(Message(v5.CONNECT, command_id, fields, body, row.queues))
 

@@ -18,7 +18,7 @@ Rules that hold for every implementation:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from vof.errors import QueueBroken
+from vof.errors import InvalidArgument, QueueBroken
 from vof.memory import Buffer
 
 Callback = Callable[["Virtqueue"], None]
@@ -41,6 +41,8 @@ class Virtqueue(ABC):
     name: str
     num_max: int
     callback: Callback | None
+    _broken = False
+    _cause: BaseException | None = None
 
     # -- the ops table ------------------------------------------------------------------------
 
@@ -176,14 +178,14 @@ class Virtqueue(ABC):
         """
 
     @property
-    @abstractmethod
     def is_broken(self) -> bool:
         """Whether the queue is broken."""
+        return self._broken
 
     @property
-    @abstractmethod
     def broken_by(self) -> BaseException | None:
         """What broke the queue, where that is known."""
+        return self._cause
 
     @abstractmethod
     async def wait_used(self) -> None:
@@ -236,3 +238,11 @@ class Virtqueue(ABC):
         if self.is_broken:
             why = f": {self.broken_by}" if self.broken_by else ""
             raise QueueBroken(f"queue {self.name} is broken{why}", self.broken_by)
+
+
+def no_chain(sgs: Sequence[Buffer], out_sgs: int, in_sgs: int) -> InvalidArgument:
+    """Return the error for what ``add_sgs`` cannot take."""
+    return InvalidArgument(
+        f"{len(sgs)} buffers for {out_sgs} readable and {in_sgs} writable ones; "
+        "at least one, and a token, are needed"
+    )

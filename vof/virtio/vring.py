@@ -29,7 +29,7 @@ from vof.virtio.layout import (
     Bell,
 )
 from vof.virtio.placing import Back, Place, place
-from vof.virtio.virtqueue import Callback, Recycle, Virtqueue
+from vof.virtio.virtqueue import Callback, Recycle, Virtqueue, no_chain
 
 Restart: TypeAlias = Callable[[int], Awaitable[memoryview]]
 """Stop the ring at its device, start one of another size, and return memory for it.
@@ -98,8 +98,6 @@ class Vring(Virtqueue):
         self._indirect = indirect
         self._event = event_idx
         self._restart = restart
-        self._broken = False
-        self._cause: BaseException | None = None
         self._stopped = False  # the device is gone
         self._lost = False  # the ring names buffers that were detached
         self._enabled = callback is not None
@@ -207,10 +205,7 @@ class Vring(Virtqueue):
         if self._broken:
             self.check_usable()
         if out_sgs + in_sgs != len(sgs) or not sgs or out_sgs < 0 or in_sgs < 0 or data is None:
-            raise InvalidArgument(
-                f"{len(sgs)} buffers for {out_sgs} readable and {in_sgs} writable ones; "
-                "at least one, and a token, are needed"
-            )
+            raise no_chain(sgs, out_sgs, in_sgs)
         if not all(sgs):
             out_sgs = sum(map(bool, sgs[:out_sgs]))
             sgs = [buffer for buffer in sgs if buffer]
@@ -330,16 +325,6 @@ class Vring(Virtqueue):
         self.break_(RingError(f"queue {self.name}: the device wrote {what}"))
 
     # -- ends ---------------------------------------------------------------------------------
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the queue is broken."""
-        return self._broken
-
-    @property
-    def broken_by(self) -> BaseException | None:
-        """What broke the queue."""
-        return self._cause
 
     def break_(self, cause: BaseException | None = None) -> None:
         """Refuse further work, and wake whoever sleeps."""

@@ -367,7 +367,7 @@ class VhostUserDevice(VirtioDevice):
         try:
             await self._stop_ring(index)
         except ConnectionLost:
-            pass  # then it touches nothing either
+            pass  # it may be hung and alive: nothing else may use this region any more
         finally:
             ring, bell = self._rings.pop(index)
             self.vqs.remove(ring)
