@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -31,7 +32,7 @@ class Stuck(Exception):
     """The connection is of no use any more; Linux would hang."""
 
 
-class Wire:
+class Wire(ABC):
     """One connection and the task that reads it."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -64,11 +65,13 @@ class Wire:
             self.stuck = error if isinstance(error, Stuck) else Stuck(str(error))
             self.ended()
 
+    @abstractmethod
     async def receive(self) -> None:
-        raise NotImplementedError
+        """Take one completion."""
 
+    @abstractmethod
     def ended(self) -> None:
-        raise NotImplementedError
+        """Tell whoever waits that nothing comes any more."""
 
 
 class Control(Wire):

@@ -175,6 +175,9 @@ def _connect(found, data):
         found.answers.append(done(EPROTO, ident))
         return "", size
     fields = {"device_instance_id": instance, "vq_index": index, "ndesc": 1, "oftype": 0}
+    if instance == 0xFFFF and 0 not in data[296:552]:
+        found.answers.append(done(ENODEV, ident))
+        return "", size
     fields |= {"opcode": 0, "command_id": ident, "length": 1024, "queue_size": 0}
     found.messages.append((v5.CONNECT, ident, fields, data[40:size]))
     return "", size

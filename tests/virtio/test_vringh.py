@@ -5,15 +5,10 @@ import struct
 
 import pytest
 
-from tests.virtio.rings import KINDS, PACKED, SPLIT, Ring
+from tests.virtio.rings import PACKED, SPLIT, Ring
 from vof.errors import LocalProtocolError, RingError
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
-def kind(request):
-    return request.param
 
 
 class Writer:
