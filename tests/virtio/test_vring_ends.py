@@ -113,6 +113,21 @@ def test_memory_of_detached_buffers_is_nobodys_until_the_device_stops(kind):
     assert ring.region.used == used - 128
 
 
+def test_what_was_not_used_comes_back_in_the_order_of_adding(kind):
+    ring = Ring(kind)
+    for token in "abcd":
+        ring.vq.add_inbuf([bytearray(4)], token)
+    ring.vq.kick()
+    taken = ring.taken(4)
+    for number in (2, 0):
+        ring.use(taken[number])
+        ring.vq.get_buf()
+    for token in "ef":
+        ring.vq.add_inbuf([bytearray(4)], token)
+    ring.vq.break_()
+    assert [ring.vq.detach_unused_buf() for _ in range(5)] == [*"bdef", None]
+
+
 def test_stopped_is_for_good(kind):
     ring = Ring(kind)
     ring.vq.add_inbuf([ring.region.alloc(100)], "it")

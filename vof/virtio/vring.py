@@ -171,6 +171,7 @@ class Vring(Virtqueue):
         self._free_head = 0
         self._next = [*range(1, num), 0]
         self._entries: list[Entry | None] = [None] * num
+        self._rest: list[int] | None = None  # of a ring that is over: heads, the oldest last
         self._tables: list[tuple[memoryview, int] | None] = [None] * num
         self._next_avail_idx = self._published = self._last_used_idx = base
         self._wanted = False  # the device waits for a notification that is still to come
@@ -338,7 +339,7 @@ class Vring(Virtqueue):
     def unbreak(self) -> None:
         """Accept work again, unless buffers were detached, or the device is gone or at fault."""
         if not self._stopped and not self._lost and not isinstance(self._cause, RingError):
-            self._broken, self._cause = False, None
+            self._broken, self._cause, self._rest = False, None, None
 
     def stop(self, cause: BaseException) -> None:
         """The device looks at the ring no more, for good: it touches no buffer any more."""
@@ -363,14 +364,18 @@ class Vring(Virtqueue):
         return entry[0]
 
     def _unused(self) -> Entry | None:
-        """Take one chain out of a ring that is over."""
-        for head, entry in enumerate(self._entries):
-            if entry is not None:
-                self._entries[head] = None
-                self._num_free += entry[2]
-                self._free(head, entry[2])
-                return entry
-        return None
+        """Take one chain out of a ring that is over, in the order in which they were added."""
+        if self._rest is None:
+            added = [(one[4], head) for head, one in enumerate(self._entries) if one is not None]
+            self._rest = [head for _, head in sorted(added, reverse=True)]
+        if not self._rest:
+            return None
+        head = self._rest.pop()
+        entry, self._entries[head] = self._entries[head], None
+        assert entry is not None
+        self._num_free += entry[2]
+        self._free(head, entry[2])
+        return entry
 
     async def resize(self, num: int, recycle: Recycle) -> None:
         """Stop the ring and start another. All that the queue held is recycled."""

@@ -3,9 +3,6 @@
 
 A local vhost-user device so reaches the fabric, and a remote device is passed on: the same ops
 table is a ring in shared memory on one side and capsules on the other, and nothing here can tell.
-The relay below is the only place where chains move from one queue to another. It moves segments,
-not bytes: payload lies where the device's pool put it.
-
 A queue is set up at the device when it is served, and taken down before that ends, so that nothing
 touches a segment any more.
 """
@@ -15,7 +12,8 @@ from collections.abc import Sequence
 
 import trio
 
-from vof.errors import CommandError, InvalidArgument, NotSupported, QueueFull, VofError
+from vof.bridge.relay import Relay
+from vof.errors import CommandError, InvalidArgument, NotSupported, VofError
 from vof.virtio.constants import (
     DEVICE_NAMES,
     RING_FEATURES,
@@ -26,8 +24,7 @@ from vof.virtio.constants import (
     bit,
 )
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
-from vof.virtio.model import Chain, DeviceModel, DeviceQueue
-from vof.virtio.virtqueue import Virtqueue
+from vof.virtio.model import DeviceModel, DeviceQueue
 
 log = logging.getLogger("vof.bridge")
 
@@ -39,7 +36,6 @@ IMPOSSIBLE = {
 }
 """Device types that are refused, and why."""
 CONFIG_MAX = 256
-ZEROES = memoryview(bytes(1 << 20))
 
 
 class Bridge(DeviceModel):
@@ -139,69 +135,10 @@ class Bridge(DeviceModel):
         device = self.device
         vq = await device.setup_vq(index, VirtqueueInfo(f"bridge{index}"))
         try:
-            relay = Relay(queue, vq, self.device_id in FROM_THE_FRONT)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(relay.complete)
-                await relay.forward()
+            await Relay(queue, self.device_id in FROM_THE_FRONT).run(vq)
         finally:
             with trio.CancelScope(shield=True):
                 await device.del_vq(index)
-
-
-class Relay:
-    """Moves chains from a device's queue to a virtqueue, and back."""
-
-    def __init__(self, queue: DeviceQueue, vq: Virtqueue, front: bool) -> None:
-        self._queue = queue
-        self._vq = vq
-        self._front = front
-        self._room = trio.Event()
-
-    async def forward(self) -> None:
-        """Add what the driver makes available, for ever."""
-        queue, vq = self._queue, self._vq
-        while True:
-            for chain in await queue.receive():
-                for segment in chain.writable:  # what was there before is not the device's to see
-                    segment[:] = (
-                        ZEROES[: len(segment)]
-                        if len(segment) <= len(ZEROES)
-                        else bytes(len(segment))
-                    )
-                try:
-                    self._add(chain)
-                except QueueFull:
-                    await self._later(chain)
-            vq.kick()
-
-    def _add(self, chain: Chain) -> None:
-        readable, writable = chain.readable, chain.writable
-        self._vq.add_sgs((*readable, *writable), len(readable), len(writable), chain)
-
-    async def _later(self, chain: Chain) -> None:
-        """Add to a full queue as soon as it has room."""
-        while True:
-            self._vq.kick()
-            self._room = trio.Event()
-            await self._room.wait()
-            try:
-                return self._add(chain)
-            except QueueFull:
-                pass
-
-    async def complete(self) -> None:
-        """Give back what the device used, for ever."""
-        queue, vq, get_buf, front = self._queue, self._vq, self._vq.get_buf, self._front
-        push = queue.push
-        while True:
-            while (used := get_buf()) is not None:
-                chain: Chain = used[0]  # type: ignore[assignment]  # nobody else adds
-                written = used[1]
-                push(chain, written, None if front else sum(map(len, chain.writable)))
-            queue.flush()
-            self._room.set()
-            await vq.wait_used()
-            vq.check_usable()
 
 
 async def _whole_config(device: VirtioDevice) -> bytes:
