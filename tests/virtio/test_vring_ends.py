@@ -57,6 +57,15 @@ def test_a_device_that_lies_breaks_the_queue(kind, head, written, what):
     assert [ring.vq.detach_unused_buf() for _ in range(3)] == ["it", "not kicked", None]
 
 
+def test_the_length_of_what_cannot_be_written_is_nothing(kind):
+    ring = Ring(kind)
+    ring.vq.add_outbuf([b"frame"], "it")
+    ring.vq.kick()
+    lie(ring, 0, 5)  # left in the ring by a device that writes the id alone
+    assert ring.vq.get_buf() == ("it", 0)
+    assert not ring.vq.is_broken
+
+
 def test_a_buffer_is_used_once(kind):
     ring = Ring(kind)
     for token in "ab":

@@ -146,7 +146,7 @@ class Counters:
         rx_frames: received whole.
         rx_bytes: of these frames.
         rx_dropped: frames for which there was no buffer, or one too small.
-        rx_errors: what was no frame at all: too short, too long, torn, or merged.
+        rx_errors: what was no frame at all: too short, too long or torn.
         rx_filtered: frames for others, which the driver did not ask for.
         tx_frames: transmitted whole.
         tx_bytes: of these frames.

@@ -311,7 +311,9 @@ class Vring(Virtqueue):
             self._fault(f"id {head} as used, which is not in flight")
             return None
         data, ctx, count, room, _, _, back = entry
-        if written > room:
+        if not room:
+            written = 0  # nothing is said of a chain that cannot be written (virtio 1.2, 2.8.4)
+        elif written > room:
             self._fault(f"a used length of {written} for {room} writable bytes")
             return None
         self._entries[head] = None
