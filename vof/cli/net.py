@@ -88,7 +88,6 @@ async def _do(args: argparse.Namespace, to: bytes | None) -> dict[str, Any]:
             await _watch(net, args.interval, args.seconds, quiet=args.json)
         elif args.ping:
             ping = Ping(net, args.ping, args.size, to or net.mac)
-            await ping.begin(args.wait)
             await ping.run(args.depth, args.wait)
             found = ping.result()
         elif args.send:
@@ -152,8 +151,6 @@ class Ping:
         self._size = size
         self._run = secrets.randbits(32)
         self._to = to
-        self._first = HEAD.pack(to, net.mac, ETHERTYPE, self._run ^ 1, 0).ljust(size, b"\0")
-        self._begun = False
         self._seen = bytearray(count)
         self._next = 0
         self._torn = self._twice = self._late = self._others = 0
@@ -167,20 +164,6 @@ class Ping:
         start = number % PERIOD
         head = HEAD.pack(self._to, self._net.mac, ETHERTYPE, self._run, number)
         return head + PATTERN[start : start + self._size - HEAD.size]
-
-    async def begin(self, wait: float) -> None:
-        """Send a frame that does not count until it comes back, for ``wait`` seconds at most.
-
-        Where something else begins with the driver, such as a switch, the first ones are lost.
-        """
-        import trio
-
-        with trio.move_on_after(wait):
-            while not self._begun:
-                await self._net.send(self._first)
-                with trio.move_on_after(wait / 8):
-                    while not self._begun:
-                        self._check(await self._net.receive_batch())
 
     async def run(self, depth: int, wait: float) -> None:
         """Send them, ``depth`` at a time, until all came back or none came for ``wait`` seconds."""
@@ -210,9 +193,7 @@ class Ping:
                 self._others += 1
                 continue
             _, _, kind, run, number = HEAD.unpack_from(frame)
-            if frame == self._first:
-                self._begun = True
-            elif kind != ETHERTYPE or run != self._run:
+            if kind != ETHERTYPE or run != self._run:
                 self._others += 1
             elif number >= self.sent or frame != self._frame(number):
                 self._torn += 1
