@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.costs import COSTS, Cost, costs
-from tests.bench.sides import MINE, NBDKIT, Figure, Load, Side, measure
+from tests.bench.sides import BRIDGED, DAEMON_NBD, MINE, NBDKIT, Figure, Load, Side, measure
 
 IMAGE_MIB = 256
 SCHEMA = 1
@@ -46,7 +46,7 @@ CPU = Unit("cpu_us", 1, "{:.1f} µs", less_is_better=True)
 
 
 class Row(NamedTuple):
-    """A comparison: ``load`` on vof against ``peer_load`` (None: the same) on ``peer``."""
+    """A comparison: ``load`` on ``mine`` against ``peer_load`` (None: the same) on ``peer``."""
 
     name: str
     title: str
@@ -56,6 +56,7 @@ class Row(NamedTuple):
     aim: float
     peer: Side = NBDKIT
     peer_load: Load | None = None
+    mine: Side = MINE
 
 
 SMALL = Load("randread", 4 * KIB, 32)
@@ -98,6 +99,14 @@ ROWS = (
         MINE,
         SMALL,
     ),
+    *(
+        Row(f"bridge{name}", f"bridged, {title}", unit, load, *marks, DAEMON_NBD, mine=BRIDGED)
+        for name, title, unit, load, *marks in (
+            ("32", "4 KiB random read, depth 32", RATE, SMALL, 1.0, 1.5),
+            ("seq", "128 KiB sequential read, depth 8", BANDWIDTH, LARGE, 0.9, 1.2),
+            ("1", "4 KiB random read, depth 1", RATE, SMALL._replace(depth=1), 0.0, 1.0),
+        )
+    ),
 )
 
 
@@ -139,7 +148,7 @@ def run(row: Row, image: Path, rounds: int, seconds: float) -> Result:
     """Measure a row."""
     result = Result(row, [], [])
     sides = [
-        (MINE, row.load, result.mine),
+        (row.mine, row.load, result.mine),
         (row.peer, row.peer_load or row.load, result.peer),
     ]
     for number in range(rounds):

@@ -64,10 +64,16 @@ class Server(NamedTuple):
     Attributes:
         pid: its process.
         url: where it is.
+        others: processes that do a part of its work.
     """
 
     pid: int
     url: str
+    others: tuple[int, ...] = ()
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of all of it."""
+        return sum(map(cpu_seconds, (self.pid, *self.others)))
 
 
 def cpu_seconds(pid: int) -> float:
@@ -110,26 +116,15 @@ def output(command: list[str], seconds: float) -> str:
     return run.stdout
 
 
-class Nbdkit:
-    """``nbdkit file``, loaded by ``fio --ioengine=nbd``."""
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.create_server((ADDRESS, 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
 
-    name = "nbdkit"
 
-    @contextmanager
-    def serve(self, image: Path, load: Load) -> Iterator[Server]:
-        """Serve ``image`` for the time of a block."""
-        with socket.create_server((ADDRESS, 0)) as free:
-            port = free.getsockname()[1]
-        log, ready = image.with_suffix(".log"), image.with_name(f"nbdkit-{port}.pid")
-        command = ["nbdkit", "--foreground", "--exit-with-parent", "--newstyle"]
-        command += ["-i", ADDRESS, "-p", str(port), "--pidfile", str(ready), "file", str(image)]
-        with running(placed(command, load.pinned), log) as process:
-            deadline = time.monotonic() + START_S
-            while not ready.exists():
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"nbdkit does not start\n{log.read_text()}")
-                time.sleep(0.01)
-            yield Server(process.pid, f"nbd://{ADDRESS}:{port}/")
+class Nbd:
+    """What ``fio --ioengine=nbd`` loads."""
 
     def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
         """Load a server of ``size`` bytes; the figure has the load's own processor time."""
@@ -158,6 +153,63 @@ class Nbdkit:
         ]
 
 
+class Nbdkit(Nbd):
+    """``nbdkit file``."""
+
+    name = "nbdkit"
+
+    @contextmanager
+    def serve(self, image: Path, load: Load) -> Iterator[Server]:
+        """Serve ``image`` for the time of a block."""
+        port = free_port()
+        log, ready = image.with_suffix(".log"), image.with_name(f"nbdkit-{port}.pid")
+        command = ["nbdkit", "--foreground", "--exit-with-parent", "--newstyle"]
+        command += ["-i", ADDRESS, "-p", str(port), "--pidfile", str(ready), "file", str(image)]
+        with running(placed(command, load.pinned), log) as process:
+            await_file(ready, process, log)
+            yield Server(process.pid, f"nbd://{ADDRESS}:{port}/")
+
+
+def await_file(path: Path, process: subprocess.Popen[str], log: Path) -> None:
+    """Wait until a server made the file that says that it is ready."""
+    deadline = time.monotonic() + START_S
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{process.args[0]} does not start\n{log.read_text()}")
+        time.sleep(0.01)
+
+
+@contextmanager
+def daemon(image: Path, pinned: bool, *words: str) -> Iterator[int]:
+    """Run qemu-storage-daemon with ``image`` as its node ``disk``; yields its process id."""
+    log, ready = image.with_name("daemon.log"), image.with_name("daemon.pid")
+    command = ["qemu-storage-daemon", "--pidfile", str(ready)]
+    command += ["--blockdev", f"driver=file,node-name=file,filename={image}"]
+    command += ["--blockdev", "driver=raw,node-name=disk,file=file", *words]
+    ready.unlink(missing_ok=True)  # of one that was killed
+    with running(placed(command, pinned), log) as process:
+        await_file(ready, process, log)
+        yield process.pid
+
+
+EXPORT = "id=it,node-name=disk,writable=on"
+
+
+class DaemonNbd(Nbd):
+    """qemu-storage-daemon's own NBD export."""
+
+    name = "nbd of qemu-storage-daemon"
+
+    @contextmanager
+    def serve(self, image: Path, load: Load) -> Iterator[Server]:
+        """Serve ``image`` for the time of a block."""
+        port = free_port()
+        words = ["--nbd-server", f"addr.type=inet,addr.host={ADDRESS},addr.port={port}"]
+        words += ["--export", f"type=nbd,name=it,{EXPORT}"]
+        with daemon(image, load.pinned, *words) as pid:
+            yield Server(pid, f"nbd://{ADDRESS}:{port}/it")
+
+
 def fio_figure(text: str, load: Load) -> Figure:
     """Read fio's JSON; lines of other kinds may stand before it."""
     [job] = json.loads(text[text.index("{") :])["jobs"]
@@ -184,10 +236,16 @@ class Vof:
     @contextmanager
     def serve(self, image: Path, load: Load) -> Iterator[Server]:
         """Serve ``image`` for the time of a block."""
-        log = image.with_suffix(".log")
         command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0", "--admin", "none"]
         command += ["--blk", f"{image},queues={load.connections}"]
-        with running(placed(command, load.pinned), log) as process:
+        with self.target(image.with_suffix(".log"), load, *command) as server:
+            yield server
+
+    @staticmethod
+    @contextmanager
+    def target(log: Path, load: Load, *command: str) -> Iterator[Server]:
+        """Run a target that prints its URL."""
+        with running(placed([*command], load.pinned), log) as process:
             for line in process.stdout:
                 url = next((word for word in line.split() if word.startswith("vof+tcp://")), None)
                 if url:
@@ -218,16 +276,33 @@ def vof_figure(text: str) -> Figure:
     )
 
 
-Side = Nbdkit | Vof
-NBDKIT, MINE = Nbdkit(), Vof()
+class Bridged(Vof):
+    """The same in front of qemu-storage-daemon's vhost-user-blk export."""
+
+    name = "vof, bridged"
+
+    @contextmanager
+    def serve(self, image: Path, load: Load) -> Iterator[Server]:
+        """Serve ``image`` for the time of a block."""
+        path = image.with_name("vhost.sock")
+        export = f"type=vhost-user-blk,addr.type=unix,addr.path={path},{EXPORT}"
+        export += f",num-queues={load.connections}"
+        with daemon(image, load.pinned, "--export", export) as pid:
+            command = [sys.executable, "-m", "tests.bench.bridged", str(path)]
+            with self.target(image.with_suffix(".log"), load, *command) as server:
+                yield server._replace(others=(pid,))
+
+
+Side = Nbdkit | DaemonNbd | Vof
+NBDKIT, MINE, DAEMON_NBD, BRIDGED = Nbdkit(), Vof(), DaemonNbd(), Bridged()
 
 
 def measure(side: Side, load: Load, image: Path, seconds: float) -> Figure:
     """Start a server, load it, stop it."""
     with side.serve(image, load) as server:
-        before = cpu_seconds(server.pid)
+        before = server.cpu_seconds()
         figure = side.load(server, load, seconds, image.stat().st_size)
-        used = cpu_seconds(server.pid) - before
+        used = server.cpu_seconds() - before
     if load.mix == "write":
         with image.open("rb") as file:
             os.fsync(file.fileno())  # so that no later figure pays for it
