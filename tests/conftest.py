@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What all tests share: the profile of hypothesis, and parts from outside."""
 
+import gc
 import os
 import shutil
+import sys
 
 import hypothesis
 import pytest
@@ -13,6 +15,22 @@ hypothesis.settings.register_profile(
     "vof", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True
 )
 hypothesis.settings.load_profile("vof")
+
+# Tests start vof hundreds of times: it is compiled once, and so are the tests themselves.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What collecting makes stays to the end: no search for garbage shall walk it again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
