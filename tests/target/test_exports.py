@@ -7,7 +7,7 @@ import pytest
 
 from vof.errors import ConfigError, VofError
 from vof.target import config
-from vof.target.exports import FACTORIES, close_all, open_all, open_device, probe, station
+from vof.target.exports import FACTORIES, close_all, open_all, open_device, probe
 from vof.virtio.blk import VIRTIO_BLK_F_RO, BlkConfig
 from vof.virtio.console import ConsoleConfig
 from vof.virtio.constants import (
@@ -17,7 +17,7 @@ from vof.virtio.constants import (
     VIRTIO_ID_RNG,
     bit,
 )
-from vof.virtio.net import NetConfig, parse_mac
+from vof.virtio.net import NetConfig, parse_mac, station
 
 
 @pytest.fixture

@@ -108,13 +108,11 @@ class Relay:
         self.waiting.extendleft(reversed(taken))
         return len(taken)
 
-    def fail(self) -> int:
-        """Complete all that waits as failed; return how many chains that are."""
-        count = len(self.waiting)
-        while self.waiting:
+    def fail(self, count: int) -> None:
+        """Complete the first ``count`` of what waits as failed."""
+        for _ in range(count):
             self._fail(self.waiting.popleft())
         self._queue.flush()
-        return count
 
     def _fail(self, chain: Chain) -> None:
         capacity = 0

@@ -85,6 +85,8 @@ def text(reply: Mapping[str, Any]) -> str:
         "\n".join(f"listens on {url}" for url in reply["listeners"]),
         table([_device(one) for one in reply["devices"]], DEVICE),
     ]
+    if bridges := [one for one in reply["devices"] if one["bridge"]]:
+        blocks.append(table([_bridge(one["tvqn"], one["bridge"]) for one in bridges], BRIDGE))
     if associations := reply["associations"]:
         blocks.append(table([_association(one) for one in associations], ASSOCIATION))
     rows = [_queue(one, queue) for one in associations for queue in one["queues"]]
@@ -99,6 +101,7 @@ def text(reply: Mapping[str, Any]) -> str:
 
 
 DEVICE = ("DEVICE", "TYPE", "STATE", "ASSOCIATIONS", "WHAT")
+BRIDGE = ("DEVICE", "BACKEND", "PROCESS", "RINGS", "LOSSES", "REPLAYED", "FAILED", "LAST LOSS")
 ASSOCIATION = ("ID", "DEVICE", "INITIATOR", "PEER", "DIALECT", "STATUS", "FEATURES", "AGE")
 QUEUE = ("ID", "QUEUE", "SIZE", "IN FLIGHT", "OLDEST", "WAITS", "REQUESTS", "ERRORS", "IN", "OUT")
 
@@ -106,6 +109,20 @@ QUEUE = ("ID", "QUEUE", "SIZE", "IN FLIGHT", "OLDEST", "WAITS", "REQUESTS", "ERR
 def _device(one: Mapping[str, Any]) -> tuple[object, ...]:
     what = one["path"] + " (read-only)" * one["read_only"]
     return one["tvqn"], one["type"], one["state"], one["associations"], what
+
+
+def _bridge(tvqn: str, one: Mapping[str, Any]) -> tuple[object, ...]:
+    lost = one["lost_seconds"]
+    return (
+        tvqn,
+        one["state"] if lost is None else f"lost for {duration(lost)}",
+        one["pid"] or "-",
+        one["rings"],
+        one["losses"],
+        one["replayed"],
+        one["failed"],
+        one["why"] or "-",
+    )
 
 
 def _association(one: Mapping[str, Any]) -> tuple[object, ...]:

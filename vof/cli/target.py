@@ -20,6 +20,7 @@ OPTIONS = {
     "net": ("LINK[,…]", "a network device: echo, tap=NAME, or socket=PATH,peer=PATH"),
     "console": ("PORT[,…]", "a console: socket=PATH, or pty=PATH for a link to a pty"),
     "model": ("MODULE:CLASS[,…]", "a device of your own"),
+    "vhost-user": ("SOCKET[,…]", "the device of a local program: qemu-storage-daemon, DPDK, ..."),
 }
 """How each device is given on the command line, and what it is."""
 
@@ -28,6 +29,7 @@ EPILOG = """DEVICE options take values by commas, by the keys of the configurati
   --net echo   --net tap=tap0,mtu=9000   --net socket=ours.sock,peer=theirs.sock
   --console socket=console.sock   --console pty=console.tty,cols=80,rows=25
   --model upper:Upper,tvqn=upper0,mark=!
+  --vhost-user disk.sock,tvqn=disk0   --vhost-user fs.sock,device=fs,tag=share
 
 The module of --model may lie in the current directory. What is no key of the file goes to the
 class, as text; a file has python_path and [device.options] for the two.
@@ -103,7 +105,11 @@ def run(args: argparse.Namespace) -> int:
         print(config.describe())
         return 0
     load: Callable[[], Config] | None = None
-    devices = tuple(config.option(name, text) for name in OPTIONS for text in getattr(args, name))
+    devices = tuple(
+        config.option(name, text)
+        for name in OPTIONS
+        for text in getattr(args, name.replace("-", "_"))
+    )
     if args.config:
         if devices or args.listen or args.limit or args.allow:
             text = "devices, --listen, --limit and --allow belong into the file"

@@ -12,6 +12,7 @@ from time import monotonic
 
 import trio
 
+from vof.errors import VofError
 from vof.protocol import v5
 from vof.protocol.budget import Budget
 from vof.protocol.session import Event, Session, State
@@ -161,6 +162,9 @@ class Association:
                 if served.held:
                     await served.queue.hold(self.instance.live)
                 await self.instance.model.serve(index, served.queue)
+        except VofError as error:
+            log.error("%s: queue %d: %s; the device needs a reset", self.tvqn, index, error)
+            self.instance.needs_reset()
         except Exception as error:
             seldom.error(
                 (self.tvqn, index),

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a target serves, as data: the TOML file and the command line, read by one table.
+"""What a target serves, as data: the TOML file and the command line, read by ``vocabulary``.
 
-``LIMITS`` and ``DEVICES`` are the whole vocabulary. They parse, check, give defaults, explain
-themselves (``vof target --help-config``), and name what is wrong by file and dotted key.
+Whatever is wrong is named by file, or option, and dotted key.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,167 +12,24 @@ from typing import Any, NamedTuple
 
 from vof.errors import ConfigError
 from vof.target.access import THIS_MACHINE, Allow
-from vof.target.keys import REQUIRED, Key, read_table, rows, unknown
+from vof.target.keys import REQUIRED, read_table, rows, unknown
 from vof.target.limits import Limits
-from vof.transport import Url, parse_url
-from vof.virtio.net import DEFAULT_MTU, LEAST_MTU, MOST_MTU
-
-DEFAULT_LISTEN = "vof+tcp://127.0.0.1:8549"
-
-
-_NUMBERS = {field.name: field.default for field in dataclasses.fields(Limits)}
-
-LIMITS: dict[str, Key] = {
-    "request_bytes": Key(
-        "size",
-        _NUMBERS["request_bytes"],
-        "readable, and writable, bytes of one request",
-        512,
-        1 << 30,
-    ),
-    "queue_bytes": Key(
-        "size",
-        _NUMBERS["queue_bytes"],
-        "bytes in flight on one queue; then it stops reading",
-        4096,
-        1 << 40,
-    ),
-    "association_bytes": Key(
-        "size",
-        _NUMBERS["association_bytes"],
-        "bytes of all queues of one association, beyond 256K of each; then they wait",
-        4096,
-        1 << 40,
-    ),
-    "peer_bytes": Key(
-        "size", _NUMBERS["peer_bytes"], "the same, of all from one address", 4096, 1 << 40
-    ),
-    "total_bytes": Key("size", _NUMBERS["total_bytes"], "the same, of all", 4096, 1 << 40),
-    **{
-        name: Key("integer", _NUMBERS[name], text, 1, most)
-        for name, text, most in (
-            ("associations", "device instances at a time", 65535),
-            ("peer_associations", "device instances of one address or unix user", 65535),
-            ("queues", "virtqueues at a time", 1 << 20),
-            ("peer_queues", "virtqueues of one address or unix user", 1 << 20),
-            ("connections", "connections at a time", 1 << 20),
-            ("peer_connections", "connections of one address or unix user", 1 << 20),
-        )
-    },
-    "connect_seconds": Key(
-        "seconds", _NUMBERS["connect_seconds"], "for a connection to say who it is", 0.01, 3600
-    ),
-    "command_seconds": Key(
-        "seconds",
-        _NUMBERS["command_seconds"],
-        "for a peer to finish a message that it began",
-        0.01,
-        3600,
-    ),
-    "drain_seconds": Key(
-        "seconds",
-        _NUMBERS["drain_seconds"],
-        "for requests in flight when the target stops",
-        0,
-        3600,
-    ),
-    "keepalive_seconds": Key(
-        "seconds",
-        _NUMBERS["keepalive_seconds"],
-        "between signs of life on an idle control queue; 0: none",
-        0,
-        86400,
-    ),
-    "poll_us": Key(
-        "integer", 100, "longest spin before a sleep, in microseconds; 0: none", 0, 10000
-    ),
-}
-
-RISING = (
-    ("request_bytes", "queue_bytes"),
-    ("association_bytes", "peer_bytes"),
-    ("peer_bytes", "total_bytes"),
+from vof.target.vocabulary import (
+    ADMIN,
+    ALLOW,
+    BRIDGES,
+    CHOICES,
+    DEFAULT_LISTEN,
+    DEVICES,
+    EXAMPLE_ALLOW,
+    FREE,
+    LIMITS,
+    OUTSIDE,
+    READ_ONLY,
+    RISING,
+    SHORT,
 )
-"""Pairs of limits of which the second is not the smaller one."""
-
-ADMIN = Key("path", "", "where vof status and others reach the target, or none")
-
-_COMMON = {
-    "queue_size": Key("integer", 128, "largest size of each queue", 1, 32768),
-}
-_DISK = {
-    "tvqn": Key("name", "", "name of the device"),
-    "queues": Key("integer", 1, "number of queues", 1, 256),
-    **_COMMON,
-    "serial": Key("serial", "", "what get-id answers"),
-    "block_size": Key("block", 512, "block size that the device reports", 512, 65536),
-    "request_max": Key(
-        "size", 1 << 20, "largest segment that a driver should use (size_max)", 4096, 1 << 30
-    ),
-}
-
-DEVICES: dict[str, dict[str, Key]] = {
-    "blk": {
-        "path": Key("path", REQUIRED, "file or block device"),
-        "read_only": Key("switch", False, "refuse to write"),
-        **_DISK,
-    },
-    "mem": {"size": Key("size", REQUIRED, "bytes of the disk, in memory", 512, 1 << 44), **_DISK},
-    "rng": {
-        "tvqn": Key("name", "", "name of the device"),
-        **_COMMON,
-    },
-    "net": {
-        "tap": Key("text", "", "plugged into this tap; created where that is permitted"),
-        "socket": Key("path", "", "plugged into a unix datagram socket that is bound here"),
-        "peer": Key("path", "", "where frames are sent; belongs to socket"),
-        "echo": Key("switch", False, "each frame comes back"),
-        "tvqn": Key("name", "", "name of the device"),
-        "mac": Key("mac", "", "address of the device; by default made from its name"),
-        "mtu": Key("integer", DEFAULT_MTU, "largest packet in a frame", LEAST_MTU, MOST_MTU),
-        "queue_size": Key("integer", 256, "largest size of each queue for frames", 1, 32768),
-    },
-    "console": {
-        "pty": Key("port", "", "its bytes come and go by a pty; this becomes a link to it"),
-        "socket": Key("port", "", "its bytes come and go by a unix socket that listens here"),
-        "tvqn": Key("name", "", "name of the device"),
-        "cols": Key("integer", 0, "columns that the device reports; 0: none", 0, 65535),
-        "rows": Key("integer", 0, "rows that the device reports; 0: none", 0, 65535),
-        **_COMMON,
-    },
-    "model": {
-        "class": Key("class", REQUIRED, "a DeviceModel of your own"),
-        "tvqn": Key("name", "", "name of the device"),
-        "python_path": Key("path", "", "directory to find the module in, after what is installed"),
-        "options": Key("table", {}, "keyword arguments of the class"),
-    },
-}
-"""The keys of each type of device; "blk" and "mem" are both block devices."""
-
-ALLOW: dict[str, Key] = {
-    "ivqn": Key("pattern", "*", "name of the initiator"),
-    "from": Key("origin", REQUIRED, "where it comes from"),
-    "read_only": Key("switch", False, "it may not write"),
-}
-"""The keys of each entry of ``allow``, which every device has."""
-
-EXAMPLE_ALLOW = '[{ ivqn = "*", from = "local", read_only = false }]'
-"""As it is without a word about it."""
-
-READ_ONLY = ("blk", "mem")
-"""Types of devices that can be read-only to some initiators."""
-
-CHOICES = {
-    "net": (("tap",), ("socket", "peer"), ("echo",)),
-    "console": (("pty",), ("socket",)),
-}
-"""Groups of keys, of which a device has exactly one; the last is shown in the documentation."""
-
-FREE = "options"
-"""The key that takes, on the command line, what is no other key of its device."""
-
-SHORT = {"ro": "read_only"}
-"""Switches of the command line."""
+from vof.transport import Url, parse_url
 
 
 class Device(NamedTuple):
@@ -235,6 +90,33 @@ def device(path: str, prefix: str, kind: str, given: Mapping[str, object]) -> De
     return Device(kind, tvqn, values, (path, prefix.rstrip(".")), allow)
 
 
+def read_device(path: str, prefix: str, row: Mapping[str, object]) -> Device:
+    """Read a device of a file: by its ``type``, or by its ``bridge``. Raises ConfigError."""
+    given = dict(row)
+    if "bridge" not in given:
+        kind = str(given.pop("type", None))
+        if kind in BRIDGES:
+            text = (
+                f'expected bridge = {{ type = "{kind}", ... }}: it is a device of another program'
+            )
+            raise ConfigError(path, prefix + "type", text)
+        return device(path, prefix, kind, given)
+    bridge = given.pop("bridge")
+    if not isinstance(bridge, dict) or bridge.get("type") not in BRIDGES:
+        text = f'expected a table, such as {{ type = "{BRIDGES[0]}", socket = "vhost.sock" }}'
+        raise ConfigError(path, prefix + "bridge", f"{text}, not {bridge!r}")
+    for name in given:
+        if name not in OUTSIDE:
+            raise unknown(path, prefix, name, ("bridge", *OUTSIDE))
+    inside = dict(bridge)
+    kind = inside.pop("type")
+    for name in OUTSIDE:
+        if name in inside:
+            text = f"it stands beside the bridge: {prefix}{name}"
+            raise ConfigError(path, f"{prefix}bridge.{name}", text)
+    return device(path, f"{prefix}bridge.", kind, inside | given)
+
+
 def allowed(devices: tuple[Device, ...], options: Sequence[str]) -> tuple[Device, ...]:
     """Return devices for those whom ``--allow`` names: "[IVQN@]FROM[,ro]". Raises ConfigError."""
     rows = []
@@ -282,7 +164,9 @@ def named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
     for one in devices:
         name = one.tvqn
         if not name:
-            source = one.values.get("path") or one.values.get("class", "").rpartition(":")[2]
+            values = one.values
+            source = values.get("path") or values.get("class", "").rpartition(":")[2]
+            source = source or (values["socket"] if one.type in BRIDGES else "")
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).stem)[:128]
             name = base = f"{one.type}/{stem}" if stem else one.type
             number = 1
@@ -390,6 +274,12 @@ def describe() -> str:
     lines += [f'# admin = "/run/vof/target.sock"  # {ADMIN.help}; {ADMIN.expected}', ""]
     lines += ["[limits]", *rows(LIMITS)]
     for kind, keys in DEVICES.items():
-        lines += ["", "[[device]]", f'type = "{kind}"', *rows(keys, CHOICES.get(kind, ((),))[-1])]
-        lines.append(f"allow = {EXAMPLE_ALLOW}  # who may use it; a list")
+        allow = f"allow = {EXAMPLE_ALLOW}  # who may use it; a list"
+        own = rows(keys, CHOICES.get(kind, ((),))[-1])
+        if kind in BRIDGES:
+            named = rows({"tvqn": keys["tvqn"]})
+            own = [row for row in own if row not in named]
+            lines += ["", "[[device]]", *named, allow, "[device.bridge]", f'type = "{kind}"', *own]
+        else:
+            lines += ["", "[[device]]", f'type = "{kind}"', *own, allow]
     return "\n".join(lines)

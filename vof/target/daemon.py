@@ -20,7 +20,7 @@ from vof.target.access import THIS_MACHINE
 from vof.target.admin import NOWHERE, Admin, Place
 from vof.target.admin import listen as listen_admin
 from vof.target.config import Config, Device
-from vof.target.exports import Opened, close_all, open_all, probe
+from vof.target.exports import Opened, close_all, open_all, probe, start
 from vof.target.life import SIGNALS, Life
 from vof.target.running import Running
 from vof.target.server import Server
@@ -123,8 +123,31 @@ async def _serve(
     place: Place,
     version: str,
 ) -> int:
-    """Serve until it is told to end, then drain."""
+    """Start what is behind the devices, serve until it is told to end, then drain."""
     polling.configure(config.poll_us)
+    async with trio.open_nursery() as backends:
+        failed: _Failed | None = None
+        try:
+            await start(opened, backends)
+            return await _listen_and_serve(config, opened, load, place, version, backends)
+        except ConfigError as error:
+            failed = _Failed(EXIT_DEVICE, str(error))
+        except _Failed as error:
+            failed = error
+        finally:
+            close_all(opened)
+    raise failed
+
+
+async def _listen_and_serve(
+    config: Config,
+    opened: list[Opened],
+    load: Callable[[], Config] | None,
+    place: Place,
+    version: str,
+    backends: trio.Nursery,
+) -> int:
+    """Serve until it is told to end, then drain."""
     with trio.open_signal_receiver(*SIGNALS) as signals:
         inherited = _inherit()
         configured = {} if inherited else await _listen(config)
@@ -139,7 +162,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, listeners)
             devices = zip(config.devices, opened, strict=True)
-            running = Running(server, nursery, devices, configured, bool(inherited))
+            running = Running(server, nursery, backends, devices, configured, bool(inherited))
             life = Life(running, load, version)
             administration = Admin(asked, life.verbs) if asked else None
             nursery.start_soon(life.obey, signals, nursery)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """From configured devices to exports: opens what is behind them, makes models on demand."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import trio
+
 from vof.errors import ConfigError
+from vof.target.bridges.backend import Backend
 from vof.target.config import Device
 from vof.target.devices import (
     BlkModel,
@@ -28,7 +30,7 @@ from vof.target.devices import (
 from vof.target.load import maker
 from vof.target.server import Export
 from vof.virtio.model import DeviceModel
-from vof.virtio.net import parse_mac
+from vof.virtio.net import parse_mac, station
 
 
 class Backing(Protocol):
@@ -104,18 +106,17 @@ def _net(values: Mapping[str, Any]) -> Made:
     return Made(make, link)
 
 
-def station(name: str) -> bytes:
-    """Return the address of a device that was given none: always the same for one name."""
-    digest = hashlib.sha256(name.encode()).digest()
-    return bytes((digest[0] & 0xFC | 2,)) + digest[1:6]  # locally administered, one station
-
-
 def _console(values: Mapping[str, Any]) -> Made:
     cols, rows = values["cols"], values["rows"]
     port: Port
     port = PtyPort(values["pty"], cols, rows) if values["pty"] else SocketPort(values["socket"])
     make = partial(ConsoleModel, port, cols=cols, rows=rows, queue_size=values["queue_size"])
     return Made(make, port)
+
+
+def _vhost_user(values: Mapping[str, Any]) -> Made:
+    backend = Backend(values["tvqn"], values)
+    return Made(backend.make, backend)
 
 
 def _model(values: Mapping[str, Any]) -> Made:
@@ -129,6 +130,7 @@ FACTORIES: dict[str, Callable[[Mapping[str, Any]], Made]] = {
     "net": _net,
     "console": _console,
     "model": _model,
+    "vhost-user": _vhost_user,
 }
 """How each type of ``config.DEVICES`` is opened, by its values and its ``tvqn``."""
 
@@ -161,6 +163,17 @@ def open_device(device: Device) -> Opened:
     """Open one device. Raises ConfigError."""
     made = FACTORIES[device.type]({**device.values, "tvqn": device.tvqn})
     return Opened(Export(device.tvqn, made.make, device.allow, made.read_only), made.backing)
+
+
+async def start(opened: Iterable[Opened], nursery: trio.Nursery) -> None:
+    """Start what is a program of its own behind the devices; it ends when they are closed.
+
+    Raises:
+        ConfigError: one cannot be started; all are to be closed.
+    """
+    for one in opened:
+        if isinstance(one.backing, Backend):
+            await nursery.start(one.backing.run)
 
 
 def probe(devices: Iterable[Device]) -> None:

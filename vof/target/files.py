@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vof.errors import ConfigError
-from vof.target.config import (
-    ADMIN,
-    DEFAULT_LISTEN,
-    LIMITS,
-    Config,
-    Device,
-    device,
-    read_listen,
-    whole,
-)
+from vof.target.config import Config, Device, read_device, read_listen, whole
 from vof.target.keys import unknown
+from vof.target.vocabulary import ADMIN, DEFAULT_LISTEN, LIMITS
 from vof.transport import Url
 
 TOP = ("listen", "admin", "limits", "device")
@@ -98,9 +90,7 @@ def _read(path: str) -> Part:
         raise ConfigError(path, "device", "expected tables: [[device]]")
     devices = []
     for number, row in enumerate(tables):
-        given = dict(row)
-        kind = given.pop("type", None)
-        devices.append(device(path, f"device[{number}].", str(kind), given))
+        devices.append(read_device(path, f"device[{number}].", row))
     return Part(
         read_listen(path, listen) if "listen" in data else None,
         ADMIN.read(path, "admin", data["admin"]) if "admin" in data else None,

@@ -5,6 +5,7 @@
 """
 
 import difflib
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from vof.protocol.v5 import VQN_BYTES
 from vof.sizes import parse_size
 from vof.target.access import ORIGINS, Origin, parse_name, parse_origin
 from vof.virtio.blk import SECTOR, VIRTIO_BLK_ID_BYTES
+from vof.virtio.constants import DEVICE_NAMES
+from vof.virtio.crossing import REPLAYS
 from vof.virtio.net import format_mac, parse_mac
 
 
@@ -93,16 +96,48 @@ def _block(value: object) -> int:
     return size
 
 
+def _device(value: object) -> str | int:
+    if value in DEVICE_NAMES.values():
+        return str(value)
+    number = _integer(value)
+    return DEVICE_NAMES.get(number, number)
+
+
+def _power(value: object) -> int:
+    number = _integer(value)
+    if number < 1 or number & (number - 1):
+        raise ValueError
+    return number
+
+
+def _command(value: object) -> tuple[str, ...]:
+    words = shlex.split(value) if isinstance(value, str) else value
+    if not isinstance(words, list) or not words:
+        raise ValueError
+    return tuple(map(_text, words))
+
+
+def _replay(value: object) -> str:
+    if value not in REPLAYS:
+        raise ValueError
+    return _text(value)
+
+
 KINDS: dict[str, tuple[Callable[[object], Any], str]] = {
     "integer": (_integer, "an integer"),
+    "power": (_power, "a power of two"),
     "size": (_size, 'a number of bytes, such as 4096 or "64M"'),
     "seconds": (_seconds, "a number of seconds"),
     "switch": (_switch, "true or false"),
     "text": (_text, "text"),
     "path": (_text, "the path of a file"),
+    "socket": (_text, "the path of a unix socket"),
     "class": (_class, "module:Class"),
     "port": (_text, "a path where nothing is, or the same of an earlier run"),
     "table": (_table_of, "a table of names and values"),
+    "device": (_device, f"a type of device ({', '.join(DEVICE_NAMES.values())}) or its number"),
+    "command": (_command, "a program and its arguments"),
+    "replay": (_replay, " or ".join(REPLAYS)),
     "serial": (_serial, f"text of 1 to {VIRTIO_BLK_ID_BYTES} bytes"),
     "block": (_block, "a power of two"),
     "mac": (_mac, "an address of one station, such as 02:00:00:00:00:01"),
@@ -120,6 +155,7 @@ EXAMPLES = {
     "switch": "true",
     "class": '"module:Class"',
     "port": '"console.sock"',
+    "socket": '"vhost.sock"',
 }
 """What the documentation shows for a required or chosen key, by its kind."""
 

@@ -17,7 +17,7 @@ import trio
 
 from vof.errors import ConfigError
 from vof.target.config import Config, Device
-from vof.target.exports import Opened, close_all, open_device, probe
+from vof.target.exports import Opened, close_all, open_device, probe, start
 from vof.target.running import Running
 from vof.transport import Listener, Url, listen, polling
 
@@ -104,7 +104,7 @@ async def reload(running: Running, config: Config) -> dict[str, Collection[str]]
     todo = difference(served, running.listeners, config)
     if running.inherited:
         todo = todo._replace(listen=(), unlisten=())
-    ready = await _prepare(todo)
+    ready = await _prepare(todo, running.backends)
     server, before = running.server, running.server.limits
     server.limits = config.limits
     polling.configure(config.poll_us)
@@ -129,6 +129,7 @@ async def reload(running: Running, config: Config) -> dict[str, Collection[str]]
         for candidate in (device, served[device.tvqn]):
             try:
                 opened = ready.opened.pop(device.tvqn, None) or open_device(candidate)
+                await start([opened], running.backends)
             except ConfigError as error:
                 log.error("%s: %s", candidate.tvqn, error)
                 failed.setdefault(candidate.tvqn, str(error))
@@ -160,7 +161,7 @@ async def reload(running: Running, config: Config) -> dict[str, Collection[str]]
     }
 
 
-async def _prepare(todo: Difference) -> _Ready:
+async def _prepare(todo: Difference, backends: trio.Nursery) -> _Ready:
     """Open what is new and look at what changed. Raises ConfigError; nothing is open then.
 
     What a changed device uses may be in use by itself, as it still is. Then it is opened when that
@@ -169,7 +170,8 @@ async def _prepare(todo: Difference) -> _Ready:
     ready = _Ready({}, {})
     try:
         for device in todo.added:
-            ready.opened[device.tvqn] = open_device(device)
+            ready.opened[device.tvqn] = opened = open_device(device)
+            await start([opened], backends)
         for device in todo.changed:
             try:
                 ready.opened[device.tvqn] = open_device(device)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import trio
 
 from vof.errors import InvalidArgument
+from vof.target.bridges.backend import Backend
 from vof.target.config import Device
 from vof.target.devices import FileBacking, watch
 from vof.target.exports import Opened, close_all
@@ -48,17 +49,29 @@ class Running:
         entries: those that are leaving included.
         listeners: by the URL that was configured; empty where the service manager listens.
         inherited: the service manager listens.
+        backends: for programs behind devices; outlives the server.
     """
 
     def __init__(
         self,
         server: Server,
         nursery: trio.Nursery,
+        backends: trio.Nursery,
         devices: Iterable[tuple[Device, Opened]],
         listeners: Mapping[Url, Sequence[Listener]],
         inherited: bool = False,
     ) -> None:
-        """Take over what the server serves already; ``nursery`` lives as long as it does."""
+        """Take over what the server serves already.
+
+        Args:
+            server: runs.
+            nursery: lives as long as it does.
+            backends: for programs behind devices; outlives it.
+            devices: that it serves.
+            listeners: that it has.
+            inherited: see above.
+        """
+        self.backends = backends
         self.server = server
         self.entries: list[Entry] = []
         self.listeners = dict(listeners)
@@ -107,6 +120,8 @@ class Running:
         entry.scope.cancel()
         self.entries.remove(entry)
         close_all([entry.opened])
+        if isinstance(entry.opened.backing, Backend):
+            await entry.opened.backing.gone.wait()
         log.info("%s: removed%s", tvqn, "" if in_time else "; requests in flight were cut")
         return in_time
 

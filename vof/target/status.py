@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from vof.target.association import Association
+from vof.target.bridges.backend import Backend
 from vof.target.running import Entry
 from vof.target.server import Server
 from vof.transport import polling
@@ -43,7 +44,7 @@ def status(server: Server, entries: Iterable[Entry]) -> dict[str, object]:
 
 
 def _device(entry: Entry, busy: Counter[str]) -> dict[str, object]:
-    values = entry.device.values
+    values, backing = entry.device.values, entry.opened.backing
     return {
         "tvqn": entry.device.tvqn,
         "type": entry.device.type,
@@ -51,6 +52,7 @@ def _device(entry: Entry, busy: Counter[str]) -> dict[str, object]:
         "read_only": bool(values.get("read_only", False)),
         "state": "draining" if entry.draining else "serving",
         "associations": busy[entry.device.tvqn],
+        "bridge": backing.facts() if isinstance(backing, Backend) else None,
     }
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vof.errors import FeatureError, NotSupported, RemoteProtocolError
+from vof.errors import FeatureError, NotSupported, RemoteProtocolError, VofError
 from vof.memory import Pool
 from vof.virtio.constants import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
@@ -50,6 +50,8 @@ class VirtioDevice(ABC):
         pool: where buffers for this device must live.
         config_changed: called when the device says that its configuration (or its need of a
             reset) changed; runs in the device's thread, must not suspend, must not raise.
+        lost: called, with the reason, when a device that can ``recover`` is out of reach. Its
+            queues are broken by ConnectionLost where their buffers come back at once; others stay.
     """
 
     device_id: int
@@ -58,6 +60,7 @@ class VirtioDevice(ABC):
     vqs: list[Virtqueue]
     pool: Pool
     config_changed: Callable[["VirtioDevice"], None] | None
+    lost: Callable[["VirtioDevice", VofError], None] | None = None
     required: int = bit(VIRTIO_F_VERSION_1)
 
     @abstractmethod
@@ -123,6 +126,14 @@ class VirtioDevice(ABC):
     @abstractmethod
     async def del_vqs(self) -> None:
         """Take the queues down. Buffers in them come back by ``detach_unused_buf``."""
+
+    async def recover(self) -> bool:
+        """After ``lost``: reach the device again, however long that takes.
+
+        Returns:
+            Whether queues and features are as they were; else it is to be initialised.
+        """
+        raise NotSupported("this device does not come back")
 
     # -- derived ------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Network device: numbers and layouts, used by the device and by the driver (virtio 1.2, 5.1)."""
 
+import hashlib
 import re
 import struct
 from dataclasses import dataclass
@@ -114,6 +115,12 @@ def format_mac(mac: bytes) -> str:
 def is_station(mac: bytes) -> bool:
     """Whether an address is one station's: not a group's, not zero."""
     return not mac[0] & 1 and any(mac)
+
+
+def station(name: str) -> bytes:
+    """Return the address of a device that was given none: always the same for one name."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return bytes((digest[0] & 0xFC | 2,)) + digest[1:6]  # locally administered, one station
 
 
 class NetConfig(NamedTuple):

@@ -113,6 +113,19 @@ class PackedVirtqueue(Vring):
         self._next[head] = self._free_head
         self._free_head = head
 
+    @property
+    def used_position(self) -> int:
+        """By the used descriptors, of which each stands for all of its chain."""
+        position = self._last_used_idx
+        while position < self._published and self._is_used(position):
+            at = DESC_BYTES * (position % self._num) + USED_AT
+            _, head = PACKED_USED.unpack_from(self._vring.desc, at)
+            entry = self._entries[head] if head < self._num else None
+            if entry is None:
+                break
+            position += entry[2]
+        return position
+
     # -- callbacks ----------------------------------------------------------------------------
 
     def _ask(self, position: int) -> None:

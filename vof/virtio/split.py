@@ -92,6 +92,12 @@ class SplitVirtqueue(Vring):
         links[i] = self._free_head
         self._free_head = head
 
+    @property
+    def used_position(self) -> int:
+        """By the used index."""
+        ahead = (observe(self._vring.used, RING_IDX) - self._last_used_idx) & 0xFFFF
+        return min(self._last_used_idx + ahead, self._published)
+
     # -- callbacks ----------------------------------------------------------------------------
 
     def _ask(self, position: int) -> None:

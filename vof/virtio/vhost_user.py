@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from vof.errors import RemoteProtocolError
+from vof.virtio.layout import packed_off_wrap
 
 HEADER = struct.Struct("<III")
 VERSION = 1
@@ -301,6 +302,20 @@ def vring_fd(index: int, fd: int | None) -> tuple[bytes, list[int]]:
     if fd is None:
         return U64.pack(index | VRING_NO_FD), []
     return U64.pack(index), [fd]
+
+
+def vring_base(position: int, num: int, packed: bool) -> int:
+    """Return where a ring of ``num`` begins, for SET_VRING_BASE.
+
+    Args:
+        position: buffers, or descriptors of a packed ring, since the first; all used.
+        num: its size.
+        packed: a packed ring has an offset and a wrap counter, of both sides, in 16 bits each.
+    """
+    if not packed:
+        return position & 0xFFFF
+    off_wrap = packed_off_wrap(position, num)
+    return off_wrap << 16 | off_wrap
 
 
 def memory_table(regions: Sequence[tuple[int, int, int, int]]) -> bytes:

@@ -146,6 +146,14 @@ class Vring(Virtqueue):
     def _look(self) -> tuple[int, int] | None:
         """Return id and length of the next used buffer, not believed, or None."""
 
+    @property
+    @abstractmethod
+    def used_position(self) -> int:
+        """Up to which position the device has used what was added, as the ring says, not believed.
+
+        A device that took the place of another goes on there.
+        """
+
     @abstractmethod
     def _took(self, count: int) -> None:
         """Go on to the next used buffer; say that it shall interrupt, if callbacks are enabled."""

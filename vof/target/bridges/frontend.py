@@ -88,26 +88,70 @@ class Channel:
 
 
 class Frontend:
-    """Requests to a backend, one at a time.
+    """Requests to a backend, one at a time; ``run`` reads the answers.
 
     Attributes:
-        features: protocol features that were agreed on, as bits.
         reply_ack: state-changing requests are answered, too.
+        error: why the connection is over, or None.
+        proven: it is over because the backend ended it, so that it touches no memory any more.
     """
 
-    def __init__(self, channel: Channel, timeout: float = TIMEOUT_S) -> None:
-        self.features = 0
+    def __init__(
+        self, channel: Channel, ended: Callable[[], None], timeout: float = TIMEOUT_S
+    ) -> None:
+        """Begin.
+
+        Args:
+            channel: connected.
+            ended: called once, when ``error`` is set.
+            timeout: for each answer, in seconds.
+        """
         self.reply_ack = False
+        self.error: VofError | None = None
+        self.proven = False
         self._channel = channel
+        self._ended = ended
         self._timeout = timeout
         self._turn = trio.Lock()
+        self._asked: int | None = None
+        self._answer: Message | None = None
+        self._came = trio.Event()
+
+    async def run(self) -> None:
+        """Read answers until the connection is over, then close it."""
+        try:
+            while True:
+                message = await self._channel.receive()
+                if message.number != self._asked or not message.reply:
+                    message.close()
+                    raise RemoteProtocolError(
+                        f"{self._channel.path}: message {message.number}, which nobody asked for"
+                    )
+                self._asked, self._answer = None, message
+                self._came.set()
+        except ConnectionLost as error:
+            self.end(error, proven=True)
+        except RemoteProtocolError as error:
+            self.end(error)
+        finally:
+            self.end(ConnectionLost(f"{self._channel.path}: closed"))
+
+    def end(self, error: VofError, proven: bool = False) -> None:
+        """Close the connection. The first reason stays."""
+        if self.error is None:
+            self.error, self.proven = error, proven
+            self._channel.close()
+            self._came.set()
+            self._ended()
 
     async def ask(self, name: str, payload: bytes = b"", fds: Sequence[int] = ()) -> Message:
         """Send a request that has an answer, and return it; it owns its descriptors.
 
+        It cannot be cancelled half way: it ends in time, whatever the backend does.
+
         Raises:
             ConnectionLost: the backend is gone, or does not answer in time.
-            RemoteProtocolError: the answer is to something else.
+            RemoteProtocolError: it sent what is no answer.
         """
         row = FRONTEND[name]
         async with self._turn:
@@ -119,39 +163,56 @@ class Frontend:
         Raises:
             CommandError: the backend refuses it.
             ConnectionLost: the backend is gone, or does not answer in time.
+            RemoteProtocolError: it sent what is no answer.
         """
         row = FRONTEND[name]
+        flags = FLAG_NEED_REPLY if self.reply_ack else 0
         async with self._turn:
-            if not self.reply_ack:
-                await self._channel.send(Message(row.number, 0, payload), fds)
-                return
-            request = Message(row.number, FLAG_NEED_REPLY, payload)
-            answer = await self._exchange(request, fds, name)
-        answer.close()
-        (status,) = U64.unpack(answer.payload)
-        if status:
+            answer = await self._exchange(Message(row.number, flags, payload), fds, name)
+        if not self.reply_ack:
+            return
+        if status := self._u64(answer):
             raise CommandError(f"{self._channel.path}: the backend refuses {name}", status)
 
     async def _exchange(self, request: Message, fds: Sequence[int], name: str) -> Message:
-        with trio.move_on_after(self._timeout):
-            await self._channel.send(request, fds)
-            answer = await self._channel.receive()
-            if answer.number != request.number or not answer.reply:
-                answer.close()
-                raise RemoteProtocolError(
-                    f"{self._channel.path}: message {answer.number} instead of the answer to {name}"
-                )
-            return answer
-        self._channel.close()
-        raise ConnectionLost(
-            f"{self._channel.path}: the backend did not answer {name} in {self._timeout:g} s"
-        )
+        """Send a request; return its answer, or itself where it has none."""
+        if self.error is not None:
+            raise self.error
+        answered = request.need_reply or FRONTEND[name].reply is not None
+        self._came = trio.Event()
+        self._asked = request.number if answered else None
+        with trio.CancelScope(shield=True), trio.move_on_after(self._timeout) as scope:
+            try:
+                await self._channel.send(request, fds)
+            except ConnectionLost as error:
+                with trio.move_on_after(self._timeout):
+                    await self._came.wait()  # the reader finds its end, if it has one
+                self.end(error)
+                raise
+            if not answered:
+                return request
+            await self._came.wait()
+        if scope.cancelled_caught:
+            text = f"the backend did not answer {name} in {self._timeout:g} s"
+            self.end(ConnectionLost(f"{self._channel.path}: {text}"))
+        answer, self._answer = self._answer, None
+        if answer is None:
+            assert self.error is not None
+            raise self.error
+        return answer
 
     async def number(self, name: str, payload: bytes = b"") -> int:
         """Ask for a 64-bit number. Raises as ``ask``."""
-        answer = await self.ask(name, payload)
+        return self._u64(await self.ask(name, payload))
+
+    def _u64(self, answer: Message) -> int:
+        """Read an answer that is a number."""
         answer.close()
-        return U64.unpack(answer.payload)[0]
+        try:
+            return U64.unpack(answer.payload)[0]
+        except RemoteProtocolError as error:
+            self.end(error)
+            raise
 
 
 async def serve_backend(channel: Channel, changed: Callable[[], None]) -> None:

@@ -4,12 +4,16 @@
 The backend is not trusted. It maps one region, which holds rings and payload and nothing else;
 addresses in descriptors are offsets there, and no initiator's. Nothing that the backend writes is
 believed: see ``vring``.
+
+A backend may end, and another take its place. When its socket ends, it touches no memory any more:
+the rings are stopped, or wait for the next backend if that can learn from the in-flight region
+what is unfinished (INFLIGHT_SHMFD). When this side gives up a backend that does not answer, nobody
+knows what that still writes: its region is never used again.
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,66 +21,54 @@ from vof.errors import (
     ConnectionLost,
     InvalidArgument,
     NotSupported,
-    QueueBroken,
     QueueBusy,
+    RemoteProtocolError,
     VofError,
 )
 from vof.memory import Region
-from vof.target.bridges.eventfd import EventfdBell
-from vof.target.bridges.frontend import Channel, Frontend, serve_backend
-from vof.virtio.constants import (
-    RING_FEATURES,
-    VIRTIO_F_EVENT_IDX,
-    VIRTIO_ID_BLOCK,
-    bit,
-)
+from vof.target.bridges.rings import RING_WANTED, Ring
+from vof.target.bridges.session import Inflight, Session
+from vof.virtio.constants import RING_FEATURES, VIRTIO_F_RING_PACKED, bit
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
-from vof.virtio.split import SplitVirtqueue
-from vof.virtio.vhost_user import (
-    ADDR,
-    CONFIG,
-    CONFIG_MAX,
-    F_PROTOCOL_FEATURES,
-    STATE,
-    U64,
-    Protocol,
-    memory_table,
-    vring_fd,
-)
+from vof.virtio.vhost_user import F_LOG_ALL, F_PROTOCOL_FEATURES, U64, Protocol
 from vof.virtio.virtqueue import Virtqueue
-
-if TYPE_CHECKING:
-    from vof.virtio.vring import Vring
-
-WANTED_PROTOCOL = bit(
-    Protocol.MQ,
-    Protocol.REPLY_ACK,
-    Protocol.CONFIG,
-    Protocol.BACKEND_REQ,
-    Protocol.RESET_DEVICE,
-    Protocol.STATUS,
-)
-RING_WANTED = bit(VIRTIO_F_EVENT_IDX)
-"""Ring features that this side can use, if the backend offers them; the initiator sees none."""
-
-CONFIG_SIZES = {VIRTIO_ID_BLOCK: 60}
-"""How much of the configuration all backends of a type have; others are tried."""
 
 SIZE_MAX = 256
 """Size of rings, unless another is asked for: a backend does not tell what it can."""
-LONGEST_WAIT_S = 0.2
+SHORTEST_S, LONGEST_S = 0.02, 1.0
+"""Between tries to reach a backend that is not there."""
+
+Connect = Callable[[], Awaitable[socket.socket]]
+"""Return a connected unix socket. Raises OSError, ConnectionLost."""
+
+
+def at(path: str) -> Connect:
+    """Return what connects to the socket of a backend."""
+
+    async def connect() -> socket.socket:
+        sock = trio.socket.socket(socket.AF_UNIX)
+        try:
+            await sock.connect(path)
+            return socket.socket(fileno=sock.detach())
+        except BaseException:
+            sock.close()
+            raise
+
+    return connect
 
 
 class VhostUserDevice(VirtioDevice):
-    """A connected device; made by ``open_device``.
+    """A device behind a unix socket; ``open`` connects it.
 
     Attributes:
         path: of its socket.
-        region: all memory that the backend can see.
-        protocol_features: agreed on, as bits.
+        region: all memory that the backend can see; another after a backend that did not answer.
         num_queues: that the backend has.
-        lost: called, with the reason, when the backend is gone.
+        protocol: protocol features that were agreed on, as bits.
+        given_up: called when a backend that may still run is left to itself.
     """
+
+    given_up: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -88,17 +80,20 @@ class VhostUserDevice(VirtioDevice):
         queues: int = 0,
         queue_size: int = SIZE_MAX,
         config: bytes = b"",
+        connect: Connect | None = None,
     ) -> None:
         """Make an unconnected device.
 
         Args:
-            path: of the backend's socket.
+            path: of the backend's socket, for messages too.
             device_id: type of the device: the protocol does not tell.
             region: what the backend may see.
             nursery: for the tasks that wait for it.
-            queues: how many there are, where the backend cannot say; 0: as it says, or 1.
+            queues: how many are used at most, or, where the backend cannot say, how many there
+                are; 0: as it says, or 1.
             queue_size: largest size of each.
             config: configuration space, where the backend has none of its own.
+            connect: how to reach it; default: connects to ``path``.
         """
         self.path = path
         self.device_id = device_id
@@ -107,21 +102,22 @@ class VhostUserDevice(VirtioDevice):
         self.features = 0
         self.vqs: list[Virtqueue] = []
         self.config_changed: Callable[[VirtioDevice], None] | None = None
-        self.lost: Callable[[VofError], None] | None = None
-        self.protocol_features = 0
         self.num_queues = queues
+        self.protocol = 0
+        self._connect = connect or at(path)
+        self._queues = queues
         self._queue_size = queue_size
-        self._config = config
-        self._config_size = -1  # not known yet
+        self._given_config = self._config = config
         self._generation = 0
         self._nursery = nursery
         self._status = 0
         self._offered = 0
-        self._rings: dict[int, tuple[Vring, EventfdBell]] = {}
-        self._shared = False
-        self._channel: Channel
-        self._frontend: Frontend
-        self._scope = trio.CancelScope()
+        self._rings: dict[int, Ring] = {}
+        self._shared = False  # the backend has the region
+        self._inflight: Inflight | None = None
+        self._session: Session | None = None
+        self._known = False  # the session is somebody's: its end is to be told
+        self._why: VofError = ConnectionLost(f"{path}: not connected")
 
     # -- connection ---------------------------------------------------------------------------
 
@@ -131,96 +127,122 @@ class VhostUserDevice(VirtioDevice):
         Raises:
             ConnectionLost: nobody listens there, or it does not answer.
             NotSupported: the backend lacks what is needed.
+            RemoteProtocolError: it does not speak the protocol.
+            CommandError: it refuses a request.
         """
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        self._channel = Channel(sock, self.path)
-        try:
-            await self._channel.connect()
-            await self._handshake()
-        except BaseException:
-            self._channel.close()
-            raise
+        await self._reach()
+        self._known = True
 
-    async def _handshake(self) -> None:
-        frontend = self._frontend = Frontend(self._channel)
-        self._offered = await frontend.number("GET_FEATURES")
-        if self._offered >> F_PROTOCOL_FEATURES & 1:
-            offered = await frontend.number("GET_PROTOCOL_FEATURES")
-            self.protocol_features = offered & WANTED_PROTOCOL
-            await frontend.tell("SET_PROTOCOL_FEATURES", U64.pack(self.protocol_features))
-            frontend.reply_ack = self.has(Protocol.REPLY_ACK)
-        await frontend.tell("SET_OWNER")
-        if self.has(Protocol.MQ):
-            most = await frontend.number("GET_QUEUE_NUM")
-            self.num_queues = min(self.num_queues, most) or most
-        self.num_queues = self.num_queues or 1
-        if self.has(Protocol.CONFIG):
-            await self._read_config()
-        if self.has(Protocol.BACKEND_REQ):
-            await self._backend_socket()
+    async def recover(self) -> bool:
+        """Reach a backend again, however long that takes. Suspends.
+
+        Returns:
+            Whether it goes on with the rings as they were.
+        """
+        pause = SHORTEST_S
+        while True:
+            try:
+                await self._reach()
+                resumed = await self._resume()
+            except VofError as error:
+                if self._session is not None:
+                    self._session.frontend.end(error)
+                self._why = error
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_S)
+            else:
+                self._known = True
+                return resumed
+
+    async def _reach(self) -> None:
+        """Connect, and agree on the protocol."""
+        try:
+            sock = await self._connect()
+        except OSError as error:
+            raise ConnectionLost(f"cannot connect to {self.path}: {error.strerror}") from error
+        session = Session(sock, self.path, self._ended, self._changed)
+        await self._nursery.start(session.run)
+        try:
+            await session.handshake(self.device_id, self._queues, self._given_config)
+        except BaseException:
+            session.frontend.end(ConnectionLost(f"{self.path}: the handshake failed"))
+            raise
+        if session.frontend.error is not None:
+            raise session.frontend.error
+        self._session = session
+        self._offered, self.num_queues = session.offered, session.num_queues
+        self.protocol = session.protocol
+        self._config = session.config
+        self._shared = False
+
+    async def _resume(self) -> bool:
+        """Let a fresh backend go on with the rings, if there are any and it can."""
+        inflight, session = self._inflight, self._connected
+        if not self._rings or inflight is None:
+            return False
+        if not session.has(Protocol.INFLIGHT_SHMFD) or self.features & ~self._offered:
+            self._over(ConnectionLost(f"{self.path}: another backend, which cannot go on"), True)
+            return False
+        await self._tell_features()
+        await self._share()
+        for ring in list(self._rings.values()):
+            await ring.resume(session.frontend, session.enables)
+        if session.has(Protocol.STATUS):
+            await session.frontend.tell("SET_STATUS", U64.pack(self._status))
+        return True
+
+    def _ended(self, session: Session) -> None:
+        """A connection is over."""
+        if session is not self._session:
+            return  # it never was one
+        frontend, known = session.frontend, self._known
+        self._session, self._known = None, False
+        assert frontend.error is not None
+        self._why = frontend.error
+        if not frontend.proven:
+            text = f"{self._why}; what the backend still does is not known"
+            self._over(RemoteProtocolError(text), proven=False)
+            self._renew()
+            if self.given_up is not None:
+                self.given_up()
+        elif self._inflight is None:
+            self._over(ConnectionLost(str(self._why)), proven=True)
+        if known and self.lost is not None:
+            self.lost(self, self._why)
+
+    def _over(self, error: VofError, proven: bool) -> None:
+        """End all rings."""
+        self._forget_inflight()
+        for ring in self._rings.values():
+            ring.over(error, proven)
+
+    def _renew(self) -> None:
+        """Leave the region to a backend that may still write there."""
+        if self._shared:
+            size = self.region.size
+            self.region.close()
+            self.pool = self.region = Region(size)
+
+    @property
+    def _connected(self) -> Session:
+        """The session. Raises what ended it."""
+        if self._session is None:
+            raise self._why
+        return self._session
 
     def has(self, feature: Protocol) -> bool:
-        """Return whether a protocol feature was agreed on."""
-        return bool(self.protocol_features >> feature & 1)
+        """Return whether a protocol feature was agreed on with the backend, or the last one."""
+        return bool(self.protocol >> feature & 1)
 
-    async def _backend_socket(self) -> None:
-        """Give the backend a socket to ask on."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        channel = Channel(ours, f"{self.path} (backend's requests)")
-        try:
-            with theirs:
-                await self._frontend.tell("SET_BACKEND_REQ_FD", fds=[theirs.fileno()])
-        except BaseException:
-            channel.close()
-            raise
-        self._nursery.start_soon(self._listen, channel)
-
-    async def _listen(self, channel: Channel) -> None:
-        try:
-            with self._scope:
-                await serve_backend(channel, self._config_change)
-        finally:
-            channel.close()
+    @property
+    def packed(self) -> bool:
+        """Whether rings are packed."""
+        return bool(self._offered >> VIRTIO_F_RING_PACKED & 1)
 
     # -- configuration ------------------------------------------------------------------------
 
-    async def _read_config(self) -> None:
-        """Read the whole space, as much of it as the backend has.
-
-        A backend refuses to read beyond its end, and does not say where that is.
-        """
-        if self._config_size < 0:
-            known = CONFIG_SIZES.get(self.device_id, CONFIG_MAX)
-            self._config_size = known if await self._try_config(known) else 0
-            step = CONFIG_MAX // 2
-            while step and self._config_size != known:
-                if await self._try_config(self._config_size + step):
-                    self._config_size += step
-                step //= 2
-        if self._config_size:
-            await self._try_config(self._config_size)
-
-    async def _try_config(self, size: int) -> bool:
-        """Read so many bytes of configuration; return whether there are so many."""
-        request = CONFIG.pack(0, size, 0, tail=bytes(size))
-        answer = await self._frontend.ask("GET_CONFIG", request)
-        answer.close()
-        if len(answer.payload) != len(request):
-            return False
-        self._config = answer.payload[CONFIG.codec.size :]
-        return True
-
-    def _config_change(self) -> None:
-        self._nursery.start_soon(self._look)
-
-    async def _look(self) -> None:
-        """Read the configuration that changed, then tell."""
-        try:
-            await self._read_config()
-        except VofError:
-            return  # the end of the connection is told elsewhere
+    def _changed(self, session: Session) -> None:
+        self._config = session.config
         self._generation += 1
         if self.config_changed is not None:
             self.config_changed(self)
@@ -241,10 +263,9 @@ class VhostUserDevice(VirtioDevice):
 
     async def set(self, offset: int, value: bytes) -> None:
         """Write configuration space."""
-        if not self.has(Protocol.CONFIG):
-            raise NotSupported(f"{self.path}: the backend has no configuration to write")
-        await self._frontend.tell("SET_CONFIG", CONFIG.pack(offset, len(value), 0, tail=value))
-        await self._read_config()
+        session = self._connected
+        await session.write_config(offset, value)
+        self._config = session.config
 
     async def generation(self) -> int:
         """Return how often the configuration changed."""
@@ -254,38 +275,46 @@ class VhostUserDevice(VirtioDevice):
     # -- status and features ------------------------------------------------------------------
 
     async def get_status(self) -> int:
-        """Return the status that was written last."""
+        """Return the status: what the backend says, if it has one; else what was written last."""
         await trio.lowlevel.checkpoint()
+        session = self._connected
+        if session.has(Protocol.STATUS):
+            self._status = await session.frontend.number("GET_STATUS") & 0xFF
         return self._status
 
     async def set_status(self, status: int) -> None:
         """Note the status, and tell a backend that wants to know."""
-        self._status = status
-        if self.has(Protocol.STATUS):
-            await self._frontend.tell("SET_STATUS", U64.pack(status))
         await trio.lowlevel.checkpoint()
+        session, self._status = self._connected, status
+        if session.has(Protocol.STATUS):
+            await session.frontend.tell("SET_STATUS", U64.pack(status))
 
     async def get_features(self) -> int:
         """Return what the backend offers, without what belongs to vhost-user itself."""
         await trio.lowlevel.checkpoint()
-        return self._offered & ~bit(F_PROTOCOL_FEATURES, 26)
+        return self._offered & ~bit(F_PROTOCOL_FEATURES, F_LOG_ALL)
 
     async def finalize_features(self, features: int) -> None:
         """Tell the backend the chosen features, and those of rings that this side uses."""
         self.features = (features & ~RING_FEATURES) | (self._offered & RING_WANTED)
-        told = self.features
-        if self.protocol_features:
+        await self._tell_features()
+
+    async def _tell_features(self) -> None:
+        session, told = self._connected, self.features
+        if session.enables:
             told |= bit(F_PROTOCOL_FEATURES)
-        await self._frontend.tell("SET_FEATURES", U64.pack(told))
+        await session.frontend.tell("SET_FEATURES", U64.pack(told))
 
     async def reset(self) -> None:
         """Stop all rings; then the backend touches no buffer any more."""
         await self.del_vqs()
         self._status = self.features = 0
-        if self.has(Protocol.RESET_DEVICE):
-            await self._frontend.tell("RESET_DEVICE")
-        elif self.has(Protocol.STATUS):
-            await self._frontend.tell("SET_STATUS", U64.pack(0))
+        self._forget_inflight()
+        session = self._connected
+        if session.has(Protocol.RESET_DEVICE):
+            await session.frontend.tell("RESET_DEVICE")
+        elif session.has(Protocol.STATUS):
+            await session.frontend.tell("SET_STATUS", U64.pack(0))
 
     # -- queues -------------------------------------------------------------------------------
 
@@ -314,65 +343,62 @@ class VhostUserDevice(VirtioDevice):
             raise NotSupported(f"the device has {self.num_queues} queues, no queue {index}")
         if index in self._rings:
             raise QueueBusy(f"queue {index} is set up already")
+        session = self._connected
         if not self._shared:
-            region = self.region
-            whole = (region.address, region.size, region.address, 0)
-            await self._frontend.tell("SET_MEM_TABLE", memory_table([whole]), [region.fd])
-            self._shared = True
-        bell = EventfdBell()
-        ring = SplitVirtqueue(
+            await self._share()
+        ring = Ring(
             index,
-            info.name,
-            min(info.size or self._queue_size, self._queue_size),
+            info,
             self._queue_size,
             self.region,
-            bell,
-            info.callback,
-            event_idx=bool(self.features & bit(VIRTIO_F_EVENT_IDX)),
-            restart=partial(self._restart, index),
+            self.features,
+            partial(self._restart, index),
         )
-        self._rings[index] = ring, bell
-        self.vqs.append(ring)
-        await self._start_ring(index)
-        return ring
+        self._rings[index] = ring
+        self.vqs.append(ring.vq)
+        try:
+            await ring.start(session.frontend, session.enables)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self.del_vq(index)
+            raise
+        self._nursery.start_soon(ring.watch)
+        return ring.vq
 
-    async def _start_ring(self, index: int) -> None:
-        """Tell the backend where a ring is, and let it run."""
-        (ring, bell), tell = self._rings[index], self._frontend.tell
-        base = self.region.address + (self.region.offset_of(ring.memory) or 0)
-        desc, avail, used = (base + offset for offset in ring.offsets)
-        await tell("SET_VRING_NUM", STATE.pack(index, ring.get_vring_size()))
-        await tell("SET_VRING_BASE", STATE.pack(index, 0))
-        await tell("SET_VRING_ADDR", ADDR.pack(index, 0, desc, used, avail, 0))
-        await tell("SET_VRING_CALL", *vring_fd(index, bell.call))
-        await tell("SET_VRING_KICK", *vring_fd(index, bell.kick))
-        if self.protocol_features:
-            await tell("SET_VRING_ENABLE", STATE.pack(index, 1))
+    async def _share(self) -> None:
+        """Give the backend its memory."""
+        self._shared = True
+        self._inflight = await self._connected.share(self.region, self._queue_size, self._inflight)
 
-    async def _stop_ring(self, index: int) -> None:
-        """Stop a ring: when the backend answers, it touches no buffer of it any more."""
-        answer = await self._frontend.ask("GET_VRING_BASE", STATE.pack(index, 0))
-        answer.close()
+    def _forget_inflight(self) -> None:
+        """Begin anew with nothing in flight."""
+        if self._inflight is not None:
+            self._inflight.close()
+            self._inflight = None
 
     async def _restart(self, index: int, num: int) -> memoryview:
-        await self._stop_ring(index)
-        memory = self.region.alloc(self._rings[index][0].bytes_of(num))
-        self._nursery.start_soon(self._start_ring, index)
+        ring, session = self._rings[index], self._connected
+        await ring.stop(session.frontend)
+        memory = self.region.alloc(ring.vq.bytes_of(num))
+        self._nursery.start_soon(ring.start, session.frontend, session.enables)
         return memory
 
     async def del_vq(self, index: int) -> None:
         """Stop one ring: when the backend answers, it touches no buffer of it any more."""
-        if index not in self._rings:
+        ring = self._rings.get(index)
+        if ring is None:
             return
+        proven = True
         try:
-            await self._stop_ring(index)
-        except ConnectionLost:
-            pass  # it may be hung and alive: nothing else may use this region any more
+            if (session := self._session) is not None:
+                try:
+                    await ring.stop(session.frontend)
+                except VofError:
+                    proven = session.frontend.proven
         finally:
-            ring, bell = self._rings.pop(index)
-            self.vqs.remove(ring)
-            ring.stop(QueueBroken(f"queue {ring.name} was deleted"))
-            bell.close()
+            del self._rings[index]
+            self.vqs.remove(ring.vq)
+            ring.close(proven)
 
     async def del_vqs(self) -> None:
         """Stop the rings. Buffers in them come back by ``detach_unused_buf``."""
@@ -381,8 +407,11 @@ class VhostUserDevice(VirtioDevice):
 
     def close(self) -> None:
         """Leave the backend. Idempotent; its rings must be stopped or it must be gone."""
-        self._scope.cancel()
-        self._channel.close()
-        for _, bell in self._rings.values():
-            bell.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.frontend.end(ConnectionLost(f"{self.path}: closed"))
+        for ring in self._rings.values():
+            ring.close()
         self._rings.clear()
+        self.vqs.clear()
+        self._forget_inflight()
