@@ -36,8 +36,8 @@ def test_frames_come_back(world, capsys, size):
     assert (ping["sent"], ping["back"], ping["size"]) == (1000, 1000, int(size))
     assert [ping[key] for key in ("lost", "reordered", "duplicated", "torn", "others")] == [0] * 5
     assert ping["frames_per_second"] > 0
-    assert found["counters"]["tx_frames"] == found["counters"]["rx_frames"] == 1000
-    assert found["counters"]["rx_bytes"] == 1000 * int(size)
+    assert found["counters"]["tx_frames"] == found["counters"]["rx_frames"] == 1001
+    assert found["counters"]["rx_bytes"] == 1001 * int(size)
 
 
 def swapped(kept=[]):  # noqa: B006 - what is kept is what is meant
@@ -73,6 +73,46 @@ def test_what_happens_to_frames_is_told(serve, capsys, fate, changed, code):
         assert found["duplicated"] >= 19  # the last copy may come too late
         wanted["duplicated"] = found["duplicated"]
     assert {key: found[key] for key in wanted} == wanted
+
+
+class Wire(NetModel):
+    """Drops a frame at once when there is no buffer, as a switch does."""
+
+    def __init__(self, queue_size):
+        super().__init__(queue_size=queue_size)
+
+    def _echo(self, frame):
+        return super()._echo(frame) if self._buffers else True
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_there_are_buffers_for_all_that_is_on_its_way(serve, capsys, size):
+    served = serve(wire=lambda: Wire(size))
+    assert facts(capsys, served["wire"], "--ping", "300")["ping"]["back"] == 300
+    lost = facts(capsys, served["wire"], "--ping", "300", "--depth", "64", "--wait", "0.3", code=1)
+    assert lost["ping"]["lost"] > 0
+
+
+class Late(NetModel):
+    """Drops what comes before its link is there."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropped = 0
+
+    def _echo(self, frame):
+        if self.dropped == 3:
+            return super()._echo(frame)
+        self.dropped += 1
+        return True
+
+
+def test_what_is_lost_before_the_first_frame_is_back_does_not_count(serve, capsys):
+    served = serve(late=Late)
+    found = facts(capsys, served["late"], "--ping", "200", "--wait", "4")
+    assert found["ping"]["back"] == 200
+    assert found["ping"]["others"] == 0
+    assert found["counters"]["tx_frames"] == 204
 
 
 def test_for_people(world, capsys):

@@ -35,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--send", type=int, metavar="N", help="send N numbered frames")
     parser.add_argument("--size", type=int, default=64, help="bytes of each frame (64)")
-    parser.add_argument("--depth", type=int, default=128, help="frames on their way (128)")
+    parser.add_argument(
+        "--depth", type=int, help="frames on their way (half as many as there are buffers for)"
+    )
     parser.add_argument(
         "--to", metavar="MAC", help="where frames go (ping: the device itself; send: everybody)"
     )
@@ -83,17 +85,20 @@ async def _do(args: argparse.Namespace, to: bytes | None) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     async with vof.connect(args.url) as device, Net(device) as net:
+        # While half the buffers are filled, the other half is on its way to the device again.
+        depth = args.depth or max(net.room // 2, 1)
         begun = perf_counter()
         if args.watch:
             await _watch(net, args.interval, args.seconds, quiet=args.json)
         elif args.ping:
             ping = Ping(net, args.ping, args.size, to or net.mac)
-            await ping.run(args.depth, args.wait)
+            await ping.begin(args.wait)
+            await ping.run(depth, args.wait)
             found = ping.result()
         elif args.send:
             ping = Ping(net, args.send, args.size, to or BROADCAST)
-            for first in range(0, args.send, args.depth):
-                await net.send_batch(ping.frames(first, min(first + args.depth, args.send)))
+            for first in range(0, args.send, depth):
+                await net.send_batch(ping.frames(first, min(first + depth, args.send)))
             await net.flush()
         seconds = perf_counter() - begun
         await net.refresh()
@@ -151,6 +156,8 @@ class Ping:
         self._size = size
         self._run = secrets.randbits(32)
         self._to = to
+        self._first = HEAD.pack(to, net.mac, ETHERTYPE, self._run ^ 1, 0).ljust(size, b"\0")
+        self._begun = False
         self._seen = bytearray(count)
         self._next = 0
         self._torn = self._twice = self._late = self._others = 0
@@ -164,6 +171,20 @@ class Ping:
         start = number % PERIOD
         head = HEAD.pack(self._to, self._net.mac, ETHERTYPE, self._run, number)
         return head + PATTERN[start : start + self._size - HEAD.size]
+
+    async def begin(self, wait: float) -> None:
+        """Send a frame that does not count until it comes back, for ``wait`` seconds at most.
+
+        Where something else begins with the driver, such as a switch, the first ones are lost.
+        """
+        import trio
+
+        with trio.move_on_after(wait):
+            while not self._begun:
+                await self._net.send(self._first)
+                with trio.move_on_after(wait / 8):
+                    while not self._begun:
+                        self._check(await self._net.receive_batch())
 
     async def run(self, depth: int, wait: float) -> None:
         """Send them, ``depth`` at a time, until all came back or none came for ``wait`` seconds."""
@@ -193,7 +214,9 @@ class Ping:
                 self._others += 1
                 continue
             _, _, kind, run, number = HEAD.unpack_from(frame)
-            if kind != ETHERTYPE or run != self._run:
+            if frame == self._first:
+                self._begun = True
+            elif kind != ETHERTYPE or run != self._run:
                 self._others += 1
             elif number >= self.sent or frame != self._frame(number):
                 self._torn += 1

@@ -83,6 +83,7 @@ class Net(Driver):
         mac: its address, six bytes; made here where the device has none.
         mtu: bytes of the largest packet in a frame.
         link_up: as read last: see ``refresh``.
+        room: how many frames the device can give before one is received; it drops others.
         features: negotiated.
         counters: of the frames of this driver: transmitted means given to the device.
         link_changed: called when the configuration changed: ``await refresh()`` tells more. Must
@@ -122,7 +123,8 @@ class Net(Driver):
             self._requests = RequestQueue(control[0])
         size = max(_HEADER_BYTES + most_frame(self.mtu), LEAST_BUFFER)
         self._most = most_frame(self.mtu)
-        self._spaces = [memoryview(bytearray(size)) for _ in range(self._receiveq.get_vring_size())]
+        self.room = self._receiveq.get_vring_size()
+        self._spaces = [memoryview(bytearray(size)) for _ in range(self.room)]
         await device.ready()
         self._offer(range(len(self._spaces)))
         return self
