@@ -222,37 +222,38 @@ async def sizes(make: Make) -> None:
 async def many_requests(make: Make) -> None:
     """Far more requests than 2^16, in random batches and order: every one comes back, once."""
     rng = random.Random(3)
-    async with opened(make, 32) as rig:
+    async with opened(make, 64) as rig:
         vq, lane = rig.vq, rig.lane
         free = [(rig.space(4), rig.space(5)) for _ in range(vq.get_vring_size())]
-        outstanding: dict[object, tuple[bytes, memoryview, memoryview]] = {}
+        outstanding: dict[object, tuple[memoryview, memoryview]] = {}
         held: list[Chain] = []
         serial = 0
         while serial < REQUESTS or outstanding:
             most = min(vq.num_free // 2, len(free)) if serial < REQUESTS else 0
-            batch = rng.randrange(not held, most + 1) if most else 0
-            for _ in range(batch):
-                readable, writable = free.pop()
-                readable[:] = question = serial.to_bytes(4, "little")
-                vq.add_sgs((readable, writable), 1, 1, serial)
-                outstanding[serial] = question, readable, writable
-                serial += 1
+            batch = range(serial, serial + (rng.randrange(not held, most + 1) if most else 0))
+            serial = batch.stop
+            for number in batch:
+                outstanding[number] = readable, writable = free.pop()
+                readable[:] = number.to_bytes(4, "little")
+                vq.add_sgs((readable, writable), 1, 1, number)
             vq.kick()
-            held += await lane.take(batch)
+            held += await lane.take(len(batch))
             expect(bool(held), "an idle queue has room")
-            rng.shuffle(held)
-            using = [held.pop() for _ in range(rng.randrange(len(held)) + 1)]
-            for chain in using:
+            using = rng.randrange(len(held)) + 1
+            for last in range(len(held) - 1, len(held) - 1 - using, -1):
+                chosen = int(rng.random() * (last + 1))
+                held[chosen], held[last] = held[last], held[chosen]
+                chain = held.pop()
                 lane.use(chain, joined(chain.readable), flush=False)
             lane.queue.flush()
-            for _ in using:
-                token, written, _ = await rig.used()
+            for _ in range(using):
+                token, written, _ = vq.get_buf_ctx() or await rig.used()
                 if token not in outstanding:
                     raise Failed(f"{token!r} comes back, which is not outstanding")
-                question, readable, writable = outstanding.pop(token)
-                if written != 4 or writable[:4] != question:
-                    raise Failed(f"answer to {token!r}: {bytes(writable)!r}, {written} written")
-                free.append((readable, writable))
+                buffers = outstanding.pop(token)
+                if written != 4 or int.from_bytes(buffers[1][:4], "little") != token:
+                    raise Failed(f"answer to {token!r}: {bytes(buffers[1])!r}, {written} written")
+                free.append(buffers)
         same(vq.num_free, vq.get_vring_size(), f"num_free after {serial} requests")
         await rig.works()
 
