@@ -4,24 +4,20 @@
 import json
 import os
 import random
+import re
+import signal
 import stat
-import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
 import vof
-from vof.bridge import Bridge
-from vof.errors import ConnectionLost
+from tests.daemon import ANY, Daemon
+from vof.errors import VofError
 from vof.initiator.drivers import Fs
-from vof.memory import Region
-from vof.target.bridges.vhost_user import VhostUserDevice
-from vof.target.server import Export, Server
-from vof.transport import listen, parse_url
-from vof.virtio.constants import VIRTIO_ID_FS
-from vof.virtio.fs import FsConfig
 
 MIB = 1 << 20
 LONGEST_S = 60
@@ -33,65 +29,48 @@ class Share:
     Attributes:
         path: of the directory.
         url: where it is to be had over the fabric.
+        target: the process in front of it.
     """
 
-    def __init__(self, path, process):
+    def __init__(self, path, target):
         self.path = path
-        self._process = process
+        self.target = target
+        self.url = target.line()
+
+    @property
+    def pid(self):
+        """Of virtiofsd, which the target runs."""
+        threads = Path(f"/proc/{self.target.process.pid}/task").glob("*/children")
+        (pid,) = "".join(one.read_text() for one in threads).split()
+        return int(pid)
 
     def fds(self):
-        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
-
-
-@contextmanager
-def virtiofsd(require, tmp_path):
-    program = require("/usr/lib/qemu/virtiofsd", "qemu-system-common")
-    if os.geteuid():
-        pytest.skip("virtiofsd is for root")
-    path, socket = tmp_path / "share", tmp_path / "s"
-    path.mkdir()
-    process = subprocess.Popen(
-        [program, f"--socket-path={socket}", "-f", "-o", "sandbox=chroot", "-o", f"source={path}"],
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield Share(path, process), str(socket)
-    finally:
-        process.kill()
-        log = process.communicate()[1]
-    assert b"rror" not in log
-    assert b"ssert" not in log
-
-
-async def opened(device):
-    while True:
-        try:
-            return await device.open()
-        except ConnectionLost:
-            await trio.sleep(0.02)  # it is not there yet
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
 
 @asynccontextmanager
 async def served(require, tmp_path):
-    """virtiofsd behind a bridge behind a target; yields a ``Share``."""
-    with virtiofsd(require, tmp_path) as (share, socket), trio.fail_after(LONGEST_S):
-        async with trio.open_nursery() as nursery:
-            region = Region(64 * MIB)
-            config = FsConfig("shared", 1).pack()
-            device = VhostUserDevice(
-                socket, VIRTIO_ID_FS, region, nursery, queues=2, queue_size=128, config=config
-            )
-            try:
-                await opened(device)
-                bridge = await Bridge.open(device, nursery)
-                listeners = await listen(parse_url("vof+tcp://127.0.0.1:0"))
-                await nursery.start(Server({"fs": Export("fs", lambda: bridge)}).serve, listeners)
-                share.url = str(listeners[0].url.with_tvqn("fs"))
-                yield share
-            finally:
-                device.close()
-            nursery.cancel_scope.cancel()
-        region.close()
+    """A target that runs virtiofsd; yields a ``Share``."""
+    program = require("/usr/lib/qemu/virtiofsd", "qemu-system-common")
+    if os.geteuid():
+        pytest.skip("virtiofsd is for root")
+    path, socket, config = tmp_path / "share", tmp_path / "s", tmp_path / "vof.toml"
+    path.mkdir()
+    command = [program, f"--socket-path={socket}", "-f", "-o", "sandbox=chroot"]
+    command += ["-o", f"source={path}"]
+    bridge = {"type": "vhost-user", "socket": str(socket), "device": "fs", "tag": "shared"}
+    bridge["command"] = command
+    inner = ", ".join(f"{key} = {json.dumps(value)}" for key, value in bridge.items())
+    config.write_text(f'listen = ["{ANY[1]}"]\n[[device]]\ntvqn = "fs"\nbridge = {{ {inner} }}\n')
+    target = Daemon(["--config", str(config)])
+    try:
+        with trio.fail_after(LONGEST_S):
+            yield Share(path, target)
+    finally:
+        target.signal()
+        code, _, log = target.end()
+    assert code == 0, log
+    assert not re.search(r"\b([Ee]rror|[Aa]ssert)", log.replace(str(tmp_path), "")), log
 
 
 @asynccontextmanager
@@ -222,3 +201,21 @@ async def test_the_command(require, tmp_path):
         await run("rm", "data")
         await run("rm", "-d", "a/b")
         assert os.listdir(share.path) == ["a"]
+
+
+async def reading(fs):
+    while True:
+        await fs.read("file")
+
+
+async def test_a_share_whose_program_ended_is_there_again(require, tmp_path):
+    async with served(require, tmp_path) as share:
+        (share.path / "file").write_text("it")
+        for _ in range(2):
+            async with mounted(share.url) as fs:
+                assert await fs.read("file") == b"it"
+                os.kill(share.pid, signal.SIGKILL)
+                with pytest.raises(VofError):  # what it knew of open files is gone
+                    await reading(fs)
+        async with mounted(share.url) as fs:
+            assert await fs.read("file") == b"it"

@@ -345,3 +345,8 @@ async def test_single_queues_are_not_for_every_device():
         await device.setup_vq(0, VirtqueueInfo("one"))
     with pytest.raises(NotSupported, match="only all queues"):
         await device.del_vq(0)
+
+
+async def test_not_every_device_comes_back():
+    with pytest.raises(NotSupported, match="does not come back"):
+        await FakeDevice().recover()

@@ -23,6 +23,7 @@ from vof.virtio.vhost_user import (
     Decoder,
     Message,
     memory_table,
+    vring_base,
     vring_fd,
 )
 
@@ -117,6 +118,22 @@ def test_too_many_descriptors(fds):
 def test_a_payload_of_another_size(kind, size):
     with pytest.raises(RemoteProtocolError, match=f"payload of {size} bytes"):
         kind.unpack(bytes(size))
+
+
+@pytest.mark.parametrize(
+    ("position", "packed", "base"),
+    [
+        (0, False, 0),
+        (65537, False, 1),
+        (0, True, 0x8000_8000),
+        (7, True, 0x8007_8007),
+        (8, True, 0x0000_0000),
+        (13, True, 0x0005_0005),
+        (16, True, 0x8000_8000),
+    ],
+)
+def test_where_a_ring_of_eight_begins(position, packed, base):
+    assert vring_base(position, 8, packed) == base
 
 
 def test_what_is_packed_for_rings():

@@ -86,6 +86,37 @@ async def test_a_lie_does_not_hang_who_sleeps(kind):
     assert ring.vq.is_broken
 
 
+@pytest.mark.parametrize("base", [0, 65533, 3 * 65536 + 7])
+def test_where_another_device_goes_on(kind, base):
+    ring = Ring(kind, base=base)
+    for token in "abcd":
+        ring.vq.add_sgs([bytearray(2), bytearray(2)], 1, 1, token)
+    assert ring.vq.used_position == base
+    chains = ring.taken(4)
+    each = 1 if kind is SPLIT else 2
+    ring.use(chains[1])
+    ring.use(chains[3])
+    assert ring.vq.used_position == base + 2 * each
+    assert ring.vq.get_buf() == ("b", 0)
+    assert ring.vq.used_position == base + 2 * each
+    ring.use(chains[0])
+    ring.use(chains[2])
+    assert ring.vq.used_position == base + 4 * each
+    ring.vq.add_inbuf([bytearray(1)], "not kicked")
+    assert ring.vq.used_position == base + 4 * each
+
+
+@pytest.mark.parametrize("head", [3, 8, 65535])
+def test_where_a_device_that_lies_has_come_is_within_what_was_added(kind, head):
+    ring = Ring(kind)
+    ring.vq.add_inbuf([bytearray(4)], "it")
+    ring.vq.kick()
+    lie(ring, head, 1)
+    if kind is SPLIT:
+        ring.layout.used[1] += 1000
+    assert ring.vq.used_position in (0, 1)
+
+
 # -- ends -----------------------------------------------------------------------------------------
 
 

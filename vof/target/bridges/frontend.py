@@ -118,7 +118,7 @@ class Frontend:
         self._came = trio.Event()
 
     async def run(self) -> None:
-        """Read answers until the connection is over, then close it."""
+        """Read answers until the connection is over, then close it. Cancelled, it tells nobody."""
         try:
             while True:
                 message = await self._channel.receive()
@@ -134,15 +134,19 @@ class Frontend:
         except RemoteProtocolError as error:
             self.end(error)
         finally:
-            self.end(ConnectionLost(f"{self._channel.path}: closed"))
+            self._close(ConnectionLost(f"{self._channel.path}: closed"), False)
 
     def end(self, error: VofError, proven: bool = False) -> None:
-        """Close the connection. The first reason stays."""
+        """Close the connection, and tell. The first reason stays."""
+        if self.error is None:
+            self._close(error, proven)
+            self._ended()
+
+    def _close(self, error: VofError, proven: bool) -> None:
         if self.error is None:
             self.error, self.proven = error, proven
             self._channel.close()
             self._came.set()
-            self._ended()
 
     async def ask(self, name: str, payload: bytes = b"", fds: Sequence[int] = ()) -> Message:
         """Send a request that has an answer, and return it; it owns its descriptors.
