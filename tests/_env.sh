@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # Programs of other projects that some tests run, each with its Debian package.
 PROGRAMS=(
     nbdkit:nbdkit fio:fio systemd-analyze:systemd strace:strace groff:groff-base man:man-db
-    qemu-storage-daemon:qemu-system-common
+    qemu-storage-daemon:qemu-system-common dpdk-testpmd:dpdk-dev
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }

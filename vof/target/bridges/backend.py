@@ -18,10 +18,17 @@ from vof.memory import Region
 from vof.target.bridges.supervise import Supervisor
 from vof.target.bridges.vhost_user import SHORTEST_S, Connect, VhostUserDevice, at
 from vof.transport.unix import bind
-from vof.virtio.constants import DEVICE_NAMES, VIRTIO_ID_FS, VIRTIO_ID_NET
+from vof.virtio.constants import DEVICE_NAMES, VIRTIO_ID_FS, VIRTIO_ID_NET, bit
 from vof.virtio.fs import FsConfig
 from vof.virtio.model import DeviceModel
-from vof.virtio.net import VIRTIO_NET_S_LINK_UP, NetConfig, parse_mac, station
+from vof.virtio.net import (
+    VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
+    NetConfig,
+    parse_mac,
+    station,
+)
 from vof.virtio.vhost_user import Protocol
 
 log = logging.getLogger("vof.target")
@@ -30,6 +37,9 @@ MODE = 0o600
 NUMBERS = {name: number for number, name in DEVICE_NAMES.items()}
 LEAST_QUEUES = {VIRTIO_ID_NET: 2, VIRTIO_ID_FS: 2}
 """Of types whose backends need not say how many queues they have."""
+
+OWN_FEATURES = {VIRTIO_ID_NET: bit(VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS)}
+"""Of the configuration spaces that are made here, for types whose backends have none."""
 
 
 class Backend:
@@ -90,6 +100,7 @@ class Backend:
             queues=queues,
             queue_size=values["queue_size"],
             config=self._config(kind, queues),
+            own_features=OWN_FEATURES.get(kind, 0),
             connect=connect,
         )
         stack.callback(device.close)

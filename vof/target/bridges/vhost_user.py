@@ -80,6 +80,7 @@ class VhostUserDevice(VirtioDevice):
         queues: int = 0,
         queue_size: int = SIZE_MAX,
         config: bytes = b"",
+        own_features: int = 0,
         connect: Connect | None = None,
     ) -> None:
         """Make an unconnected device.
@@ -93,6 +94,7 @@ class VhostUserDevice(VirtioDevice):
                 are; 0: as it says, or 1.
             queue_size: largest size of each.
             config: configuration space, where the backend has none of its own.
+            own_features: that this configuration space has; the backend hears of none.
             connect: how to reach it; default: connects to ``path``.
         """
         self.path = path
@@ -108,6 +110,7 @@ class VhostUserDevice(VirtioDevice):
         self._queues = queues
         self._queue_size = queue_size
         self._given_config = self._config = config
+        self._given_features, self._own = own_features, 0
         self._generation = 0
         self._nursery = nursery
         self._status = 0
@@ -173,6 +176,7 @@ class VhostUserDevice(VirtioDevice):
         self._offered, self.num_queues = session.offered, session.num_queues
         self.protocol = session.protocol
         self._config = session.config
+        self._own = 0 if session.has(Protocol.CONFIG) else self._given_features
         self._shared = False
 
     async def _resume(self) -> bool:
@@ -180,7 +184,7 @@ class VhostUserDevice(VirtioDevice):
         inflight, session = self._inflight, self._connected
         if not self._rings or inflight is None:
             return False
-        if not session.has(Protocol.INFLIGHT_SHMFD) or self.features & ~self._offered:
+        if not session.has(Protocol.INFLIGHT_SHMFD) or self.features & ~self._own & ~self._offered:
             self._over(ConnectionLost(f"{self.path}: another backend, which cannot go on"), True)
             return False
         await self._tell_features()
@@ -292,7 +296,7 @@ class VhostUserDevice(VirtioDevice):
     async def get_features(self) -> int:
         """Return what the backend offers, without what belongs to vhost-user itself."""
         await trio.lowlevel.checkpoint()
-        return self._offered & ~bit(F_PROTOCOL_FEATURES, F_LOG_ALL)
+        return self._offered & ~bit(F_PROTOCOL_FEATURES, F_LOG_ALL) | self._own
 
     async def finalize_features(self, features: int) -> None:
         """Tell the backend the chosen features, and those of rings that this side uses."""
@@ -300,7 +304,7 @@ class VhostUserDevice(VirtioDevice):
         await self._tell_features()
 
     async def _tell_features(self) -> None:
-        session, told = self._connected, self.features
+        session, told = self._connected, self.features & ~self._own
         if session.enables:
             told |= bit(F_PROTOCOL_FEATURES)
         await session.frontend.tell("SET_FEATURES", U64.pack(told))
