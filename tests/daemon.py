@@ -46,6 +46,11 @@ class Daemon:
         line, _, self.read[name] = self.read[name].partition(b"\n")
         return line.decode()
 
+    def children(self):
+        """Return the processes that it runs."""
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for one in threads for pid in one.read_text().split()]
+
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
 

@@ -9,7 +9,6 @@ import signal
 import stat
 import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
@@ -40,9 +39,8 @@ class Share:
     @property
     def pid(self):
         """Of virtiofsd, which the target runs."""
-        threads = Path(f"/proc/{self.target.process.pid}/task").glob("*/children")
-        (pid,) = "".join(one.read_text() for one in threads).split()
-        return int(pid)
+        (pid,) = self.target.children()
+        return pid
 
     def fds(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))

@@ -178,3 +178,17 @@ async def survives(storage, disk, kills):
     assert bridge["state"] == "connected"
     assert (bridge["losses"], bridge["restarts"], bridge["failed"]) == (kills, kills, 0)
     assert bridge["replayed"] > 0
+
+
+async def test_a_disk_that_grew_is_seen_by_its_driver(require, tmp_path):
+    with served(require, tmp_path) as storage, trio.fail_after(LONGEST_S):
+        changed = trio.Event()
+        async with vof.connect(storage.url) as device:
+            async with Blk(device) as disk:
+                disk.resized = changed.set
+                os.truncate(storage.image, 2 * SIZE)
+                storage.kill()  # this daemon looks at the size when it starts
+                await changed.wait()
+                assert await disk.refresh() == 2 * SIZE
+                await disk.write(2 * SIZE - BLOCK, b"z" * BLOCK)
+                assert await disk.read(2 * SIZE - BLOCK, BLOCK) == b"z" * BLOCK

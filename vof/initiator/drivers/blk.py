@@ -107,12 +107,13 @@ class Blk(Driver):
         self.num_queues = min(count, max(most, 1))
         self.block_size = self.config.blk_size if has(VIRTIO_BLK_F_BLK_SIZE) else SECTOR
         self.read_only = has(VIRTIO_BLK_F_RO)
-        segment = self.config.size_max if has(VIRTIO_BLK_F_SIZE_MAX) else PIECE
+        limited = has(VIRTIO_BLK_F_SIZE_MAX) and self.config.size_max  # 0: no device means that
+        segment = self.config.size_max if limited else PIECE
         segments = self.config.seg_max if has(VIRTIO_BLK_F_SEG_MAX) else 1
         self._segment = max(segment, SECTOR)
         self._piece = min(PIECE, self._segment * max(segments, 1)) // SECTOR * SECTOR
         # With its status byte, a read of this many bytes is still one segment.
-        self._single = min(self._piece, self._segment - has(VIRTIO_BLK_F_SIZE_MAX))
+        self._single = min(self._piece, self._segment - bool(limited))
         if not has(VIRTIO_F_VERSION_1):  # framing carries meaning to such a device
             self._single = 0
         infos = [VirtqueueInfo(f"requestq{n}", size=size) for n in range(self.num_queues)]

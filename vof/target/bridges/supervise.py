@@ -45,10 +45,7 @@ class Supervisor:
         pause = FIRST_S
         while True:
             began = monotonic()
-            try:
-                code = await self._once(task_status)
-            except OSError as error:
-                raise ConfigError(self._command[0], "", f"cannot be run: {error}") from None
+            code = await self._once(task_status)
             if monotonic() - began > CALM_S:
                 pause = FIRST_S
             log.warning("%s: %s %s; again in %g s", self._name, self._command[0], _how(code), pause)
@@ -58,7 +55,7 @@ class Supervisor:
             task_status = trio.TASK_STATUS_IGNORED
 
     async def _once(self, task_status: trio.TaskStatus[None]) -> int:
-        """Run it once; return its exit code."""
+        """Run it once; return its exit code. Raises ConfigError."""
         run = partial(
             trio.run_process,
             self._command,
@@ -66,17 +63,25 @@ class Supervisor:
             stdout=sys.stderr.fileno(),
             start_new_session=True,
         )
+        failed: OSError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                self._process = await nursery.start(run)
-                self.pid = self._process.pid
-                log.info("%s: %s runs as process %d", self._name, self._command[0], self.pid)
-                task_status.started()
-            code = self._process.returncode
-            assert code is not None
-            return code
+                try:
+                    self._process = await nursery.start(run)
+                except OSError as error:
+                    failed = error
+                else:
+                    self.pid = self._process.pid
+                    log.info("%s: %s runs as process %d", self._name, self._command[0], self.pid)
+                    task_status.started()
         finally:
             self.pid = None
+        if failed is not None:
+            raise ConfigError(self._command[0], "", f"cannot be run: {failed.strerror}")
+        assert self._process is not None
+        code = self._process.returncode
+        assert code is not None
+        return code
 
     def kill(self) -> None:
         """End it at once, as it does not do what it should; it is started again."""
