@@ -11,10 +11,10 @@ import trio
 import vof
 from vof.bridge import Bridge
 from vof.errors import ConnectionLost, InvalidArgument, NotSupported
-from vof.initiator.drivers import Blk, Rng
+from vof.initiator.drivers import Blk, Net, Rng
 from vof.memory import Region
 from vof.target.bridges.vhost_user import VhostUserDevice
-from vof.target.devices import BlkModel, MemoryBacking, RngModel
+from vof.target.devices import BlkModel, MemoryBacking, NetModel, RngModel
 from vof.target.server import Export, Server
 from vof.transport import listen, parse_url
 from vof.virtio.constants import VIRTIO_ID_BLOCK
@@ -135,6 +135,19 @@ async def test_a_target_behind_a_target(near, far):
                         async with Blk(remote, queues=2) as disk:
                             await verified(disk)
     backing.close()
+
+
+async def test_a_control_queue_behind_a_target():
+    async with served(NetModel) as behind, vof.connect(behind) as device:
+        async with trio.open_nursery() as nursery:
+            bridge = await Bridge.open(device, nursery)
+            async with served(lambda: bridge, "vof+loopback://front") as url:
+                async with vof.connect(url) as remote, Net(remote) as net:
+                    await net.set_mac(mac := b"\2there")
+                    await net.set_promiscuous(False)
+                    for to in (b"\2other", mac):
+                        await net.send(to + bytes(54))
+                    assert await net.receive() == mac + bytes(54)
 
 
 async def test_what_fills_from_the_front_brings_no_more_than_it_says():

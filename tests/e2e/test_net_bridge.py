@@ -69,7 +69,13 @@ def target(path):
     try:
         yield daemon.line()
         daemon.signal()
-        assert daemon.end()[0] == 0
+        code, _, log = daemon.end()
+        assert code == 0
+        for name in ("RING_PACKED", "IN_ORDER"):
+            assert f"VIRTIO_F_{name} stays here: it belongs to the ring" in log
+        for name in ("CTRL_VQ", "GUEST_ANNOUNCE", "MQ"):
+            assert f"VIRTIO_NET_F_{name} stays here: its commands go through a control queue" in log
+        assert "VIRTIO_NET_F_MRG_RXBUF stays here" in log
     finally:
         daemon.process.kill()
         daemon.process.communicate()

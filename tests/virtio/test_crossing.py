@@ -3,7 +3,7 @@
 
 from vof.virtio import constants as c
 from vof.virtio import net
-from vof.virtio.crossing import CROSSINGS, IMPOSSIBLE, MASKED, REPLAYS, UNKNOWN, refusals
+from vof.virtio.crossing import CROSSINGS, IMPOSSIBLE, MASKED, REPLAYS, UNKNOWN, refusals, unserved
 
 
 def test_every_row_is_possible():
@@ -12,7 +12,13 @@ def test_every_row_is_possible():
         assert kind not in IMPOSSIBLE
         assert row.replay in REPLAYS
         assert not row.masked.keys() & MASKED.keys()
-        for text in (*row.masked.values(), *MASKED.values(), *IMPOSSIBLE.values()):
+        assert not row.unserved.keys() & (MASKED.keys() | row.masked.keys())
+        for text in (
+            *row.masked.values(),
+            *row.unserved.values(),
+            *MASKED.values(),
+            *IMPOSSIBLE.values(),
+        ):
             assert text
             assert text[-1] not in ".!"
 
@@ -34,6 +40,8 @@ def test_each_refusal_names_its_feature():
     )
     assert refusals(c.VIRTIO_ID_NET, offered) == [
         (34, "VIRTIO_F_RING_PACKED", "it belongs to the ring, which ends here"),
+    ]
+    assert unserved(c.VIRTIO_ID_NET, offered) == [
         (
             17,
             "VIRTIO_NET_F_CTRL_VQ",
@@ -41,3 +49,4 @@ def test_each_refusal_names_its_feature():
         ),
     ]
     assert [number for number, _, _ in refusals(99, offered)] == [34]
+    assert unserved(99, offered) == []

@@ -113,10 +113,10 @@ class Bridge(DeviceModel):
             text = f"a {DEVICE_NAMES.get(kind, kind)} device cannot cross a fabric: {why}"
             raise NotSupported(f"{name}: {text}")
         offered = await device.get_features()
-        masked = 0
-        for number, feature, why in refusals(kind, offered):
-            masked |= bit(number)
+        refused = [*device.refused, *refusals(kind, offered)]
+        for _, feature, why in refused:
             log.info("%s: %s stays here: %s", name, feature, why)
+        masked = bit(*(number for number, _, _ in refused))
         features = offered & ~masked | bit(VIRTIO_F_VERSION_1)
         sizes: list[int] = []
         while size := await device.get_vq_size(len(sizes)):

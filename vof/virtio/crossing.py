@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from vof.virtio import constants as c
 from vof.virtio import net
 from vof.virtio.blk import VIRTIO_BLK_S_IOERR
+from vof.virtio.device import Refusal
 
 Replay = Literal["resubmit", "fail", "reset"]
 REPLAYS: tuple[Replay, ...] = "resubmit", "fail", "reset"
@@ -29,6 +30,8 @@ class Crossing(NamedTuple):
             those whose index leaves a remainder of the second number, divided by the first.
         failure: see ``DeviceModel.failure``.
         masked: features that stay here, and why.
+        unserved: features that a vhost-user backend leaves to its frontend, in part, and that this
+            one does not serve, and why.
         names: of the features of this type.
     """
 
@@ -37,6 +40,7 @@ class Crossing(NamedTuple):
     held: tuple[int, tuple[int, ...]] = (1, ())
     failure: bytes = b""
     masked: Mapping[int, str] = {}
+    unserved: Mapping[int, str] = {}
     names: Mapping[int, str] = {}
 
     def held_queues(self, count: int) -> list[int]:
@@ -53,27 +57,27 @@ CROSSINGS: dict[int, Crossing] = {
         front=True,
         held=(2, (0,)),
         masked={
-            **dict.fromkeys(
-                (
-                    net.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
-                    net.VIRTIO_NET_F_CTRL_VQ,
-                    net.VIRTIO_NET_F_CTRL_RX,
-                    net.VIRTIO_NET_F_CTRL_VLAN,
-                    net.VIRTIO_NET_F_CTRL_RX_EXTRA,
-                    net.VIRTIO_NET_F_GUEST_ANNOUNCE,
-                    net.VIRTIO_NET_F_MQ,
-                    net.VIRTIO_NET_F_CTRL_MAC_ADDR,
-                    net.VIRTIO_NET_F_VQ_NOTF_COAL,
-                    net.VIRTIO_NET_F_NOTF_COAL,
-                    net.VIRTIO_NET_F_HASH_REPORT,
-                    net.VIRTIO_NET_F_RSS,
-                ),
-                _NO_CONTROL,
-            ),
             net.VIRTIO_NET_F_MRG_RXBUF: "all buffers of a frame are to be used at once, and a "
             "fabric brings them back one by one",
             net.VIRTIO_NET_F_STANDBY: "the device that it stands by for is one of this machine",
         },
+        unserved=dict.fromkeys(
+            (
+                net.VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
+                net.VIRTIO_NET_F_CTRL_VQ,
+                net.VIRTIO_NET_F_CTRL_RX,
+                net.VIRTIO_NET_F_CTRL_VLAN,
+                net.VIRTIO_NET_F_CTRL_RX_EXTRA,
+                net.VIRTIO_NET_F_GUEST_ANNOUNCE,
+                net.VIRTIO_NET_F_MQ,
+                net.VIRTIO_NET_F_CTRL_MAC_ADDR,
+                net.VIRTIO_NET_F_VQ_NOTF_COAL,
+                net.VIRTIO_NET_F_NOTF_COAL,
+                net.VIRTIO_NET_F_HASH_REPORT,
+                net.VIRTIO_NET_F_RSS,
+            ),
+            _NO_CONTROL,
+        ),
         names=net.FEATURES,
     ),
     c.VIRTIO_ID_BLOCK: Crossing("resubmit", failure=bytes((VIRTIO_BLK_S_IOERR,))),
@@ -110,11 +114,20 @@ MASKED: dict[int, str] = {
 del MASKED[c.VIRTIO_F_VERSION_1]
 
 
-def refusals(device_id: int, offered: int) -> list[tuple[int, str, str]]:
-    """Return the offered features that stay here: number, name, and the reason in a few words."""
-    kind = CROSSINGS.get(device_id, UNKNOWN)
+def refusals(device_id: int, offered: int) -> list[Refusal]:
+    """Return the offered features that stay here."""
+    return _refusals(device_id, offered, {**MASKED, **CROSSINGS.get(device_id, UNKNOWN).masked})
+
+
+def unserved(device_id: int, offered: int) -> list[Refusal]:
+    """Return the features that a vhost-user backend offers in vain."""
+    return _refusals(device_id, offered, CROSSINGS.get(device_id, UNKNOWN).unserved)
+
+
+def _refusals(device_id: int, offered: int, reasons: Mapping[int, str]) -> list[Refusal]:
+    names = dict(CROSSINGS.get(device_id, UNKNOWN).names)
     return [
-        (number, c.feature_names(c.bit(number), dict(kind.names))[0], why)
-        for number, why in {**MASKED, **kind.masked}.items()
+        Refusal(number, c.feature_names(c.bit(number), names)[0], why)
+        for number, why in reasons.items()
         if offered >> number & 1
     ]

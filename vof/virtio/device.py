@@ -37,6 +37,20 @@ class VirtqueueInfo(NamedTuple):
     size: int = 0
 
 
+class Refusal(NamedTuple):
+    """A feature that ends at this process.
+
+    Attributes:
+        number: of the feature.
+        name: of the feature.
+        why: in a few words.
+    """
+
+    number: int
+    name: str
+    why: str
+
+
 class VirtioDevice(ABC):
     """A device, as its driver sees it. Methods that are ``async`` may suspend.
 
@@ -52,6 +66,7 @@ class VirtioDevice(ABC):
             reset) changed; runs in the device's thread, must not suspend, must not raise.
         lost: called, with the reason, when a device that can ``recover`` is out of reach. Its
             queues are broken by ConnectionLost where their buffers come back at once; others stay.
+        refused: what is offered behind this device, and not by it.
     """
 
     device_id: int
@@ -62,6 +77,7 @@ class VirtioDevice(ABC):
     config_changed: Callable[["VirtioDevice"], None] | None
     lost: Callable[["VirtioDevice", VofError], None] | None = None
     required: int = bit(VIRTIO_F_VERSION_1)
+    refused: Sequence[Refusal] = ()
 
     @abstractmethod
     async def get(self, offset: int, length: int) -> bytes:

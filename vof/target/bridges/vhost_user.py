@@ -29,6 +29,7 @@ from vof.memory import Region
 from vof.target.bridges.rings import RING_WANTED, Ring
 from vof.target.bridges.session import Inflight, Session
 from vof.virtio.constants import RING_FEATURES, VIRTIO_F_RING_PACKED, bit
+from vof.virtio.crossing import unserved
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
 from vof.virtio.vhost_user import F_LOG_ALL, F_PROTOCOL_FEATURES, U64, Protocol
 from vof.virtio.virtqueue import Virtqueue
@@ -177,6 +178,7 @@ class VhostUserDevice(VirtioDevice):
         self.protocol = session.protocol
         self._config = session.config
         self._own = 0 if session.has(Protocol.CONFIG) else self._given_features
+        self.refused = unserved(self.device_id, session.offered)
         self._shared = False
 
     async def _resume(self) -> bool:
@@ -294,9 +296,10 @@ class VhostUserDevice(VirtioDevice):
             await session.frontend.tell("SET_STATUS", U64.pack(status))
 
     async def get_features(self) -> int:
-        """Return what the backend offers, without what belongs to vhost-user itself."""
+        """Return what the backend offers and this side serves, nothing of vhost-user itself."""
         await trio.lowlevel.checkpoint()
-        return self._offered & ~bit(F_PROTOCOL_FEATURES, F_LOG_ALL) | self._own
+        hidden = (one.number for one in self.refused)
+        return self._offered & ~bit(F_PROTOCOL_FEATURES, F_LOG_ALL, *hidden) | self._own
 
     async def finalize_features(self, features: int) -> None:
         """Tell the backend the chosen features, and those of rings that this side uses."""
