@@ -64,11 +64,18 @@ def target(text):
     return int(re.search(r"process (\d+)", text)[1])
 
 
-def test_it_shows_everything_and_cleans_up(capsys, folder):
+@pytest.mark.parametrize("kind", ["embedded", "vhost-user"])
+def test_it_shows_everything_and_cleans_up(capsys, folder, require, kind):
     handler = signal.getsignal(signal.SIGTERM)
-    assert main(["demo", "--seconds", "0.05"]) == 0
+    words = ["demo", "--seconds", "0.05"]
+    if kind == "vhost-user":
+        require("qemu-storage-daemon", "qemu-system-common")
+        words.append("--vhost-user")
+    assert main(words) == 0
     text = capsys.readouterr().out
-    places = [re.sub(" +", " ", text).index(re.sub(" +", " ", step)) for step in STEPS]
+    assert ("device of qemu-storage-daemon" in text) == (kind == "vhost-user")
+    said = re.sub(" +", " ", text.replace("vhost_user_blk", "vof-demo"))
+    places = [said.index(re.sub(" +", " ", step)) for step in STEPS]
     assert places == sorted(places)
     table = [line.split() for line in text.splitlines() if re.match(r" *(1|32) ", line)]
     assert [row[0] for row in table] == ["1", "32"]
@@ -109,11 +116,21 @@ def test_kept_it_serves_until_it_is_told_to_end(folder):
 
 def test_a_target_that_does_not_start(capsys, folder, monkeypatch):
     start = demo.start
-    monkeypatch.setattr(demo, "start", lambda image, log: start(image.parent / "none.img", log))
+    missing = folder / "none.img"
+    monkeypatch.setattr(
+        demo, "start", lambda image, log, disk: start(image, log, demo.embedded(missing))
+    )
     assert main(["demo"]) == 1
     err = capsys.readouterr().err
     assert "the target did not start" in err
     assert "none.img" in err
+    assert not [*folder.iterdir()]
+
+
+def test_without_the_other_program(capsys, folder, monkeypatch):
+    monkeypatch.setenv("PATH", str(folder))
+    assert main(["demo", "--vhost-user"]) == 1
+    assert "qemu-storage-daemon is not installed" in capsys.readouterr().err
     assert not [*folder.iterdir()]
 
 

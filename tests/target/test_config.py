@@ -82,6 +82,7 @@ def test_the_default_limits_are_those_of_the_server():
 
 
 DEVICE = '[[device]]\ntype = "rng"\n'
+BRIDGE = '[[device]]\nbridge = { type = "vhost-user", socket = "s"%s }\n'
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,24 @@ DEVICE = '[[device]]\ntype = "rng"\n'
         ('[[device]]\ntype = "rng"\ntvqn = ""', "device[0].tvqn", "1 to 255 bytes"),
         (f'[[device]]\ntype = "rng"\ntvqn = "{"é" * 128}"', "device[0].tvqn", "1 to 255 bytes"),
         ("[[device]\n", "", "Expected"),
+        ("[[device]]\nbridge = 1", "device[0].bridge", 'such as { type = "vhost-user"'),
+        ('[[device]]\nbridge = { type = "blk" }', "device[0].bridge", "such as"),
+        ('[[device]]\ntype = "vhost-user"', "device[0].type", "expected bridge = {"),
+        (BRIDGE % "" + 'type = "blk"', "device[0].type", "known: bridge, tvqn, allow"),
+        (BRIDGE % ', tvqn = "x"', "device[0].bridge.tvqn", "beside the bridge: device[0].tvqn"),
+        (BRIDGE % ", sock = 1", "device[0].bridge.sock", "did you mean socket"),
+        (BRIDGE % ', device = "disk"', "device[0].bridge.device", "net, blk, console"),
+        (BRIDGE % ", queue_size = 100", "device[0].bridge.queue_size", "a power of two"),
+        (BRIDGE % ", command = []", "device[0].bridge.command", "a program and its arguments"),
+        (BRIDGE % ", command = [1]", "device[0].bridge.command", "a program and its arguments"),
+        (BRIDGE % ', replay = "never"', "device[0].bridge.replay", "resubmit or fail or reset"),
+        (BRIDGE % "" + 'tvqn = ""', "device[0].tvqn", "1 to 255 bytes"),
+        (BRIDGE % "" + "allow = 1", "device[0].allow", "a list"),
+        (
+            BRIDGE % "" + 'allow = [{ from = "any", read_only = true }]',
+            "device[0].allow[0].read_only",
+            "never read-only",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_by_file_and_key(load, tmp_path, text, key, words):
@@ -168,6 +187,19 @@ def test_a_file_that_cannot_be_read(tmp_path):
         ("blk", "path=a.img", {"path": "a.img"}),
         ("mem", "64MiB,block_size=4k", {"size": 64 << 20, "block_size": 4096}),
         ("rng", "queue_size=16", {"queue_size": 16}),
+        ("blk", "a,,b.img,serial=,,", {"path": "a,b.img", "serial": ","}),
+        ("vhost-user", "v.sock", {"socket": "v.sock", "device": "blk", "command": ""}),
+        (
+            "vhost-user",
+            "v.sock,device=26,listen,command=run 'a,,b' c,queue_size=64,replay=fail",
+            {
+                "device": "fs",
+                "listen": True,
+                "command": ("run", "a,b", "c"),
+                "queue_size": 64,
+                "replay": "fail",
+            },
+        ),
         ("rng", "", {}),
     ],
 )

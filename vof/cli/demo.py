@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``vof demo``: the whole system once: a target process, and a client that checks every byte."""
+"""``vof demo``: the whole system once: a target process, and a client that checks every byte.
+
+With ``--vhost-user`` the disk is one of qemu-storage-daemon: its rings are in shared memory, and
+the target bridges them to the fabric.
+"""
 
 import argparse
 import hashlib
 import os
 import select
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +23,7 @@ from vof.errors import VofError
 
 DISK = 64 << 20
 PIECE = 1 << 20
+SOCKET = "vhost.sock"
 START_S = 15.0
 STOP_S = 10.0
 
@@ -24,6 +31,9 @@ STOP_S = 10.0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
+    parser.add_argument(
+        "--vhost-user", action="store_true", help="the disk is served by qemu-storage-daemon"
+    )
     parser.add_argument(
         "--keep", action="store_true", help="leave the target running, and say what to try"
     )
@@ -43,10 +53,13 @@ def run(args: argparse.Namespace) -> int:
         with image.open("wb") as file:
             file.truncate(DISK)
         say(f"made a disk image of {human_bytes(DISK)}: {image}")
-        target = start(image, log)
+        if args.vhost_user:
+            say("its disk is a vhost-user device of qemu-storage-daemon, which the target runs")
+        target = start(image, log, bridge(image) if args.vhost_user else embedded(image))
         disk, rng = urls(target, log)
         say(f"started a target, process {target.pid}; it announces:", disk, rng)
-        trio.run(tour, disk, rng, image, args.seconds)
+        serial = "vhost_user_blk" if args.vhost_user else "vof-demo"
+        trio.run(tour, disk, rng, image, args.seconds, serial)
         if args.keep:
             kept = True
             keep(target, folder, disk, rng)
@@ -56,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, before)
         if not kept:
             code = stop(target) if target is not None else 0
-            for path in (image, log):
+            for path in (image, log, image.with_name(SOCKET)):
                 path.unlink(missing_ok=True)
             os.rmdir(folder)
     if not kept and code:
@@ -69,16 +82,34 @@ def say(line: str, *more: str) -> None:
     print(f"* {line}", *(f"    {text}" for text in more), sep="\n", flush=True)
 
 
-def start(image: Path, log: Path) -> "subprocess.Popen[bytes]":
+def embedded(image: Path) -> list[str]:
+    """Return the option for a disk of the target itself."""
+    return ["--blk", f"{image},tvqn=demo/disk,serial=vof-demo,queues=2"]
+
+
+def bridge(image: Path) -> list[str]:
+    """Return the option for a disk of qemu-storage-daemon. Raises VofError: it is not there."""
+    program = shutil.which("qemu-storage-daemon")
+    if program is None:
+        text = "qemu-storage-daemon is not installed (Debian: qemu-system-common or qemu-utils)"
+        raise VofError(f"{text}; without --vhost-user the demo needs nothing else")
+    socket = image.with_name(SOCKET)
+    export = "type=vhost-user-blk,id=e,node-name=d,writable=on,logical-block-size=512,num-queues=2"
+    command = [
+        program,
+        *("--blockdev", f"driver=file,node-name=f,filename={image},discard=unmap"),
+        *("--blockdev", "driver=raw,node-name=d,file=f,discard=unmap"),
+        *("--export", f"{export},addr.type=unix,addr.path={socket}"),
+    ]
+    words = shlex.join(command).replace(",", ",,")
+    return ["--vhost-user", f"{socket},tvqn=demo/disk,command={words}"]
+
+
+def start(image: Path, log: Path, disk: list[str]) -> "subprocess.Popen[bytes]":
     """Start a target on a port that is free."""
     command = [sys.executable, "-m", "vof", "target", "--listen", "vof+tcp://127.0.0.1:0"]
     command += ["--admin", "none"]
-    command += [
-        "--blk",
-        f"{image},tvqn=demo/disk,serial=vof-demo,queues=2",
-        "--rng",
-        "tvqn=demo/rng",
-    ]
+    command += [*disk, "--rng", "tvqn=demo/rng"]
     with log.open("w") as stderr:
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
@@ -86,7 +117,7 @@ def start(image: Path, log: Path) -> "subprocess.Popen[bytes]":
 
 
 def urls(target: "subprocess.Popen[bytes]", log: Path) -> list[str]:
-    """Read the announced URLs; raise VofError when there are none in time."""
+    """Read the announced URLs, in the order of names; raise VofError: none in time."""
     assert target.stdout is not None
     text = b""
     deadline = time.monotonic() + START_S
@@ -97,7 +128,7 @@ def urls(target: "subprocess.Popen[bytes]", log: Path) -> list[str]:
         if not more:
             raise VofError(f"the target did not start: {log.read_text().strip() or 'no output'}")
         text += more
-    return text.decode().split()
+    return sorted(text.decode().split())
 
 
 def stop(target: "subprocess.Popen[bytes]") -> int:
@@ -134,7 +165,7 @@ def pattern(number: int) -> bytes:
     return hashlib.shake_128(number.to_bytes(8, "little")).digest(PIECE)
 
 
-async def tour(disk_url: str, rng_url: str, image: Path, seconds: float) -> None:
+async def tour(disk_url: str, rng_url: str, image: Path, seconds: float, serial: str) -> None:
     """Use everything, and check it. Raises VofError."""
     import vof
     from vof.cli import load
@@ -144,8 +175,8 @@ async def tour(disk_url: str, rng_url: str, image: Path, seconds: float) -> None
         say(
             f"connected: a disk of {human_bytes(disk.capacity)}, {disk.num_queues} queues, over TCP"
         )
-        check(await disk.get_id() == "vof-demo", "get-id")
-        say("get-id answers vof-demo")
+        check(await disk.get_id() == serial, "get-id")
+        say(f"get-id answers {serial}")
         pieces = range(disk.capacity // PIECE)
         begin = time.perf_counter()
         for number in pieces:

@@ -24,7 +24,8 @@ OPTIONS = {
 }
 """How each device is given on the command line, and what it is."""
 
-EPILOG = """DEVICE options take values by commas, by the keys of the configuration file:
+EPILOG = """DEVICE options take values by commas, by the keys of the configuration file
+(two commas in a row are one that belongs to a value):
   --blk disk.img,ro,queues=4,tvqn=disk0   --mem 64M   --rng tvqn=rng0
   --net echo   --net tap=tap0,mtu=9000   --net socket=ours.sock,peer=theirs.sock
   --console socket=console.sock   --console pty=console.tty,cols=80,rows=25

@@ -114,7 +114,12 @@ def read_device(path: str, prefix: str, row: Mapping[str, object]) -> Device:
         if name in inside:
             text = f"it stands beside the bridge: {prefix}{name}"
             raise ConfigError(path, f"{prefix}bridge.{name}", text)
-    return device(path, f"{prefix}bridge.", kind, inside | given)
+    if "tvqn" in given:
+        inside["tvqn"] = DEVICES[kind]["tvqn"].read(path, prefix + "tvqn", given["tvqn"])
+    read = device(path, f"{prefix}bridge.", kind, inside)
+    if "allow" in given:
+        read = read._replace(allow=_allow(path, f"{prefix}allow", kind, given["allow"]))
+    return read
 
 
 def allowed(devices: tuple[Device, ...], options: Sequence[str]) -> tuple[Device, ...]:
@@ -181,7 +186,8 @@ def named(devices: tuple[Device, ...]) -> tuple[Device, ...]:
 def option(name: str, text: str) -> Device:
     """Read a device from a command line option: the first value, then ``key=value`` by commas.
 
-    The module of a model is also looked for in the current directory.
+    Two commas are one that belongs to a value. The module of a model is also looked for in the
+    current directory.
 
     Raises:
         ConfigError: it names the option and the key.
@@ -189,7 +195,8 @@ def option(name: str, text: str) -> Device:
     keys = DEVICES[name]
     first = next((key for key, row in keys.items() if row.default is REQUIRED), None)
     given: dict[str, object] = {"python_path": os.curdir} if "python_path" in keys else {}
-    for number, part in enumerate(filter(None, text.split(","))):
+    parts = [part.replace(",,", ",") for part in re.split(r"(?<!,),(?!,)", text) if part]
+    for number, part in enumerate(parts):
         key, equals, value = part.partition("=")
         if equals:
             given[key] = value
