@@ -116,13 +116,6 @@ def test_a_console_is_as_configured(tmp_path):
         probe(devices(("console", f"socket={tmp_path / 'none' / 'a'}")))
 
 
-def test_a_made_address_is_of_one_station_and_always_the_same():
-    made = {station(f"net{number}") for number in range(100)}
-    assert len(made) == 100
-    assert all(mac[0] & 3 == 2 for mac in made)
-    assert station("net0").hex() == "9604eea3257e"
-
-
 def test_all_are_opened_or_none(image, tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError, match="does not exist"):
