@@ -29,7 +29,7 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH'
 def test_every_block_is_run_here():
     assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
     assert FILES.keys() == {"upper.py", "ask.py"}
-    assert (len(SHELL), len(TOML)) == (9, 1)
+    assert (len(SHELL), len(TOML)) == (11, 2)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -126,7 +126,7 @@ def test_console(tmp_path: Path):
 
 def test_looking_after_it(tmp_path: Path):
     with running(SHELL[2], ["disk0", "rng0", "net0", "console0"], tmp_path):
-        printed = client(SHELL[7], tmp_path)
+        printed = client(SHELL[9], tmp_path)
     assert re.search(r"^disk0 +blk +serving +0 +disk.img$", printed, re.MULTILINE)
 
 
@@ -145,9 +145,38 @@ def test_a_device_of_your_own_is_short():
     assert len(FILES["upper.py"].splitlines()) <= 22
 
 
+def test_the_device_of_another_program(tmp_path: Path, require):
+    require("qemu-storage-daemon", "qemu-system-common")
+    daemon, target = SHELL[7].rsplit("vof target", 1)
+    backend = subprocess.Popen(
+        ["bash", "-e", "-c", daemon.replace("qemu-", "exec qemu-").rstrip(" &\n")], cwd=tmp_path
+    )
+    try:
+        with running("vof target" + target, ["vhost0"], tmp_path):
+            printed = client(SHELL[8], tmp_path)
+    finally:
+        backend.terminate()
+        backend.wait(15)
+    assert "capacity                  64 MiB" in printed
+    assert "IOPS" in printed
+
+
+def test_a_program_that_the_target_runs(tmp_path: Path, require):
+    require("/usr/lib/qemu/virtiofsd", "qemu-system-common")
+    if os.geteuid():
+        pytest.skip("virtiofsd is for root")
+    (tmp_path / "file").write_text("it")
+    listen = f'listen = ["vof+unix://{tmp_path}/share"]\n'
+    (tmp_path / "target.toml").write_text(listen + TOML[1].replace("/srv/share", str(tmp_path)))
+    with running("vof target --config target.toml", ["share0"], tmp_path):
+        assert (
+            client(f"vof fs cat 'vof+unix://{tmp_path}/share?tvqn=share0' file", tmp_path) == "it"
+        )
+
+
 def test_the_service(tmp_path: Path):
     """Without root and systemd: what is installed is what is started then."""
-    *making, installing, reloading, enabling = SHELL[8].splitlines()
+    *making, installing, reloading, enabling = SHELL[10].splitlines()
     assert [line.split()[-1] for line in making] == ["/opt/vof", "."]
     assert reloading == "sudo systemctl daemon-reload"
     command = installing.replace("sudo /opt/vof/bin/vof", "vof")
