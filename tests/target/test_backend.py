@@ -96,6 +96,31 @@ def test_what_cannot_cross_is_refused_at_the_start(tmp_path, device, what):
     assert what in failure(tmp_path, command=backend(tmp_path), device=device)
 
 
+def test_nothing_is_left_behind_by_two_signals(tmp_path):
+    with target(tmp_path, ("disk", bridge(tmp_path))) as daemon:
+        daemon.line()
+        (pid,) = daemon.children()
+        daemon.signal()
+        while "draining" not in daemon.line("stderr"):
+            pass
+        daemon.signal()
+        daemon.end()
+        assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_a_signal_before_it_serves(tmp_path):
+    silent = ["sh", "-c", "echo begun; exec sleep 1000"]
+    with target(tmp_path, ("disk", bridge(tmp_path) | {"command": silent})) as daemon:
+        while daemon.line("stderr") != "begun":
+            pass
+        (pid,) = daemon.children()
+        daemon.signal()
+        code, out, said = daemon.end()
+        assert (code, out) == (0, "")
+        assert "SIGTERM: ends before it serves" in said
+        assert not os.path.exists(f"/proc/{pid}")
+
+
 async def test_one_driver_at_a_time(tmp_path):
     with target(tmp_path, ("disk", bridge(tmp_path))) as daemon, trio.fail_after(LONGEST_S):
         url = daemon.line()

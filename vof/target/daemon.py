@@ -7,9 +7,10 @@ Everything that can be wrong is found before the first line is announced, and sa
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from itertools import chain
 
 import trio
@@ -123,20 +124,44 @@ async def _serve(
     place: Place,
     version: str,
 ) -> int:
-    """Start what is behind the devices, serve until it is told to end, then drain."""
+    """Start what is behind the devices, serve until it is told to end, then drain.
+
+    No signal ends this process before all that it started has ended.
+    """
     polling.configure(config.poll_us)
-    async with trio.open_nursery() as backends:
-        failed: _Failed | None = None
-        try:
-            await start(opened, backends)
-            return await _listen_and_serve(config, opened, load, place, version, backends)
-        except ConfigError as error:
-            failed = _Failed(EXIT_DEVICE, str(error))
-        except _Failed as error:
-            failed = error
-        finally:
-            close_all(opened)
+    starting, watching = trio.CancelScope(), trio.CancelScope()
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        async with trio.open_nursery() as backends:
+            backends.start_soon(_watch, signals, watching, starting)
+            failed: _Failed | None = None
+            try:
+                with starting:
+                    await start(opened, backends)
+                if starting.cancel_called:
+                    return EXIT_OK
+                watching.cancel()
+                return await _listen_and_serve(
+                    config, opened, load, place, version, backends, signals
+                )
+            except ConfigError as error:
+                failed = _Failed(EXIT_DEVICE, str(error))
+            except _Failed as error:
+                failed = error
+            finally:
+                watching.cancel()
+                close_all(opened)
     raise failed
+
+
+async def _watch(
+    signals: AsyncIterator[int], watching: trio.CancelScope, starting: trio.CancelScope
+) -> None:
+    """Give up the start when told to end."""
+    with watching:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                log.info("%s: ends before it serves", signal.Signals(number).name)
+                starting.cancel()
 
 
 async def _listen_and_serve(
@@ -146,38 +171,38 @@ async def _listen_and_serve(
     place: Place,
     version: str,
     backends: trio.Nursery,
+    signals: AsyncIterator[int],
 ) -> int:
     """Serve until it is told to end, then drain."""
-    with trio.open_signal_receiver(*SIGNALS) as signals:
-        inherited = _inherit()
-        configured = {} if inherited else await _listen(config)
-        listeners = [*inherited, *chain.from_iterable(configured.values())]
-        try:
-            asked = _admin(place)
-        except _Failed:
-            for listener in listeners:
-                listener.close()
-            raise
-        server = Server({one.export.tvqn: one.export for one in opened}, config.limits)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, listeners)
-            devices = zip(config.devices, opened, strict=True)
-            running = Running(server, nursery, backends, devices, configured, bool(inherited))
-            life = Life(running, load, version)
-            administration = Admin(asked, life.verbs) if asked else None
-            nursery.start_soon(life.obey, signals, nursery)
-            if administration is not None:
-                nursery.start_soon(administration.serve)
-            for listener in listeners:
-                warn(listener.url, config.devices)
-            announce(opened, listeners)
-            nursery.start_soon(systemd.watchdog)
-            in_time = await life.until_drained()
-            if administration is not None:
-                with trio.move_on_after(ANSWER_S):
-                    await administration.calm()
-            nursery.cancel_scope.cancel()
-        running.close()
+    inherited = _inherit()
+    configured = {} if inherited else await _listen(config)
+    listeners = [*inherited, *chain.from_iterable(configured.values())]
+    try:
+        asked = _admin(place)
+    except _Failed:
+        for listener in listeners:
+            listener.close()
+        raise
+    server = Server({one.export.tvqn: one.export for one in opened}, config.limits)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, listeners)
+        devices = zip(config.devices, opened, strict=True)
+        running = Running(server, nursery, backends, devices, configured, bool(inherited))
+        life = Life(running, load, version)
+        administration = Admin(asked, life.verbs) if asked else None
+        nursery.start_soon(life.obey, signals, nursery)
+        if administration is not None:
+            nursery.start_soon(administration.serve)
+        for listener in listeners:
+            warn(listener.url, config.devices)
+        announce(opened, listeners)
+        nursery.start_soon(systemd.watchdog)
+        in_time = await life.until_drained()
+        if administration is not None:
+            with trio.move_on_after(ANSWER_S):
+                await administration.calm()
+        nursery.cancel_scope.cancel()
+    running.close()
     return EXIT_OK if in_time else EXIT_DRAIN
 
 
