@@ -12,7 +12,7 @@ import pytest
 
 from vof import memory
 from vof.errors import InvalidArgument, NotSupported
-from vof.memory import HEAP, PAGE, Region
+from vof.memory import HEAP, PAGE, SCRATCHES, Region
 
 
 def test_a_region_is_whole_pages():
@@ -154,6 +154,19 @@ def test_what_is_not_in_the_region_has_no_offset():
     assert region.offset_of(piece) is not None
     for buffer in (b"heap", bytearray(4), HEAP.alloc(4), piece.toreadonly(), other.alloc(4)):
         assert region.offset_of(buffer) is None
+
+
+def test_scratch_is_of_a_region_that_has_plenty():
+    region = Region(SCRATCHES * PAGE)
+    assert region.offset_of(region.scratch(PAGE)) is not None
+    for pool, size in ((region, PAGE + 1), (Region(PAGE), 1), (HEAP, 3)):
+        scratch = pool.scratch(size)
+        assert len(scratch) == size
+        assert region.offset_of(scratch) is None
+    held = [region.alloc(PAGE) for _ in range(SCRATCHES)]
+    assert region.offset_of(region.scratch(PAGE)) is None
+    held.pop()
+    assert region.offset_of(region.scratch(PAGE)) is not None
 
 
 def test_bytes_by_their_place():

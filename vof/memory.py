@@ -39,6 +39,13 @@ class Pool(ABC):
         The memory goes back to the pool when the last view of it is gone.
         """
 
+    def scratch(self, size: int) -> memoryview:
+        """Return ``size`` bytes to receive small payload into, together with what is not payload.
+
+        Heap, unless the pool has so much that it may as well lie where it is used.
+        """
+        return memoryview(bytearray(size))
+
 
 class HeapPool(Pool):
     """Buffers in this process's heap: for every device behind a socket."""
@@ -142,6 +149,10 @@ LEAST = 6
 """Pieces have 2 ** order bytes and begin at a multiple of that; this is the smallest order."""
 
 
+SCRATCHES = 64
+"""Scratch buffers are of the region where it could hold so many."""
+
+
 @functools.cache
 def _piece(order: int) -> Any:
     """Return the type of pieces of an order: memory that says so when its last view is gone."""
@@ -212,6 +223,15 @@ class Region(Pool):
         view = memoryview(piece).cast("B")[:size]
         view[:] = bytes(size)
         return view
+
+    def scratch(self, size: int) -> memoryview:
+        """Return bytes of the region, if that is large. See ``Pool``."""
+        try:
+            if size <= self.size // SCRATCHES:
+                return self.alloc(size)
+        except MemoryError:
+            pass
+        return super().scratch(size)
 
     def _take(self, order: int) -> int | None:
         """Take a free piece, cutting a larger one if need be."""

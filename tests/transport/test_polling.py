@@ -259,6 +259,75 @@ def test_a_closed_spin_ends_no_other(lines):
     assert one.spin()
 
 
+class Memory:
+    """Where something may be found at a look, which costs no time."""
+
+    def __init__(self):
+        self.full, self.looks = False, 0
+
+    def look(self):
+        self.looks += 1
+        found, self.full = self.full, False
+        return found
+
+    def fill(self):
+        self.full = True
+
+
+@pytest.fixture
+def ring(clock):
+    ring = Memory()
+    polling.attend(ring.look)
+    polling.attend(ring.look)  # no second time
+    return ring
+
+
+def test_a_ring_is_looked_at_until_it_is_left(line, ring):
+    nap(line)
+    line.ring()
+    assert line.spin()
+    assert ring.looks == 1
+    polling.leave(ring.look)
+    polling.leave(ring.look)
+    assert line.spin()
+    assert ring.looks == 1
+
+
+def test_a_ring_may_change_who_is_attended(line, ring):
+    polling.attend(lambda: polling.leave(ring.look))
+    nap(line)
+    line.ring()
+    assert line.spin()
+    assert line.spin()
+    assert ring.looks == 1
+
+
+def test_without_a_budget_a_ring_is_seen_after_the_cpu_was_offered(line, clock, ring):
+    nap(line, SHORT_SLEEP * BUDGET + TICK)  # the loop has its turn
+    clock.on_yield = ring.fill
+    nap(line, SHORT_SLEEP * BUDGET + TICK)
+    assert clock.yields
+    assert not ring.full
+
+
+def test_what_a_ring_had_begins_the_spin_anew(line, clock, ring):
+    nap(line)
+    clock.plan[clock.now + BUDGET - 5 * TICK] = ring.fill
+    clock.plan[clock.now + 2 * BUDGET - 10 * TICK] = line.ring
+    assert line.spin()
+    assert tries() == 1
+
+
+def test_rings_without_end_leave_the_loop_its_turn(line, clock, ring):
+    nap(line)
+    for late in range(0, 3 * TURN_NS, BUDGET // 2):
+        clock.plan[clock.now + late] = ring.fill
+    before = clock.now
+    assert not line.spin()
+    assert TURN_NS - BUDGET < clock.now - before < TURN_NS + BUDGET
+    assert line.spin._budget == BUDGET  # nothing failed
+
+
 def test_each_thread_has_its_own(line, clock):
     polling.configure(33)
     seen = []

@@ -31,6 +31,7 @@ class Bell:
 
     def __init__(self, world=lambda: None):
         self.rings = self.wakes = self.waits = self.checkpoints = 0
+        self.look = None
         self.world = world
 
     def ring(self):
@@ -45,6 +46,9 @@ class Bell:
 
     async def checkpoint(self):
         self.checkpoints += 1
+
+    def attend(self, look):
+        self.look = look
 
 
 class Ring:

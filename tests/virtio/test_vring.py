@@ -217,6 +217,14 @@ def test_interrupts_come_when_asked_for(kind, event_idx):
     assert len(calls) == 2
 
 
+def test_who_looks_is_told_to_the_bell(kind):
+    ring = Ring(kind)
+    ring.vq.attend(bool)
+    assert ring.bell.look is bool
+    ring.vq.attend(None)
+    assert ring.bell.look is None
+
+
 def test_delayed_interrupts(kind):
     ring = Ring(kind, event_idx=True, callback=lambda vq: None)
     for _ in range(5):

@@ -14,13 +14,19 @@ from vof.errors import InvalidArgument, QueueBroken, QueueFull
 from vof.virtio.model import Chain, DeviceQueue
 from vof.virtio.virtqueue import Virtqueue
 
-ZEROES = memoryview(bytes(1 << 20))
+MOST = 1 << 20
+ZEROES = memoryview(bytes(MOST))
 
 
-def zero(segment: memoryview) -> None:
-    """Overwrite a segment: what was there before is not the device's to see, nor the driver's."""
+def zero(segment: memoryview) -> int:
+    """Overwrite a segment: what was there before is not the device's to see, nor the driver's.
+
+    Returns:
+        Its length.
+    """
     length = len(segment)
-    segment[:] = ZEROES[:length] if length <= len(ZEROES) else bytes(length)
+    segment[:] = ZEROES[:length] if length <= MOST else bytes(length)
+    return length
 
 
 class Relay:
@@ -29,6 +35,9 @@ class Relay:
     Attributes:
         waiting: chains that were received, and that no virtqueue holds.
     """
+
+    _vq: Virtqueue
+    _num: int  # descriptors of it, free when nothing is in flight
 
     def __init__(self, queue: DeviceQueue, front: bool, failure: bytes = b"") -> None:
         """Begin.
@@ -43,7 +52,6 @@ class Relay:
         self._queue = queue
         self._front = front
         self._failure = failure
-        self._room = trio.Event()
 
     async def run(self, vq: Virtqueue) -> None:
         """Relay until the virtqueue breaks. Suspends.
@@ -54,48 +62,66 @@ class Relay:
         Raises:
             QueueBroken: it broke.
         """
+        self._vq, self._num = vq, vq.num_free
+        receive, waiting = self._queue.receive, self.waiting
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._complete, vq, nursery.cancel_scope)
-            await self._forward(vq)
+            nursery.start_soon(self._sleep, vq, nursery.cancel_scope)
+            try:
+                while not vq.is_broken:
+                    self._offer()
+                    waiting.extend(await receive())
+            finally:
+                vq.attend(None)
         vq.check_usable()
 
-    async def _forward(self, vq: Virtqueue) -> None:
-        """Add what the driver makes available, until the virtqueue breaks."""
-        waiting, receive = self.waiting, self._queue.receive
-        while True:
-            while waiting:
-                chain = waiting[0]
-                readable, writable = chain.readable, chain.writable
-                for segment in writable:
-                    zero(segment)
-                try:
-                    vq.add_sgs((*readable, *writable), len(readable), len(writable), chain)
-                except QueueFull:
-                    vq.kick()
-                    self._room = trio.Event()
-                    await self._room.wait()
-                except QueueBroken:
-                    return
-                except InvalidArgument:  # no device can take it
-                    self._fail(waiting.popleft())
-                    self._queue.flush()
-                else:
-                    waiting.popleft()
-            vq.kick()
-            waiting.extend(await receive())
-
-    async def _complete(self, vq: Virtqueue, scope: trio.CancelScope) -> None:
-        """Give back what the device used, until the virtqueue breaks; then end the other half."""
-        queue, get_buf, front = self._queue, vq.get_buf, self._front
-        push = queue.push
+    async def _sleep(self, vq: Virtqueue, scope: trio.CancelScope) -> None:
+        """Complete what nobody saw by polling, until the virtqueue breaks; then end it all."""
         while not vq.is_broken:
-            while (used := get_buf()) is not None:
-                chain: Chain = used[0]  # type: ignore[assignment]  # nobody else adds
-                push(chain, used[1], None if front else sum(map(len, chain.writable)))
-            queue.flush()
-            self._room.set()
+            self._complete()
             await vq.wait_used()
         scope.cancel()
+
+    def _offer(self) -> None:
+        """Add what waits, as far as there is room."""
+        vq, waiting, front = self._vq, self.waiting, self._front
+        while waiting:
+            chain = waiting[0]
+            readable, writable = chain.readable, chain.writable
+            filled = sum(map(zero, writable))
+            try:
+                vq.add_sgs(
+                    (*readable, *writable),
+                    len(readable),
+                    len(writable),
+                    chain,
+                    None if front else filled,
+                )
+            except (QueueFull, QueueBroken):
+                break
+            except InvalidArgument:  # no device can take it
+                self._fail(waiting.popleft())
+                self._queue.flush()
+            else:
+                waiting.popleft()
+        vq.kick()
+        if vq.num_free < self._num:
+            vq.attend(self._complete)
+
+    def _complete(self) -> bool:
+        """Give back what the device used; return whether that was anything."""
+        vq = self._vq
+        take, push = vq.get_buf_ctx, self._queue.push
+        if (used := take()) is None:
+            return False
+        while used is not None:
+            push(*used)  # type: ignore[arg-type]  # nobody else adds
+            used = take()
+        self._queue.flush()
+        if self.waiting:
+            self._offer()
+        elif vq.num_free == self._num:
+            vq.attend(None)
+        return True
 
     def take_back(self, vq: Virtqueue) -> int:
         """Let all that a virtqueue holds wait again; return how many chains that are.
@@ -115,10 +141,7 @@ class Relay:
         self._queue.flush()
 
     def _fail(self, chain: Chain) -> None:
-        capacity = 0
-        for segment in chain.writable:
-            zero(segment)
-            capacity += len(segment)
+        capacity = sum(map(zero, chain.writable))
         failure = self._failure
         if failure and capacity:
             last = chain.writable[-1]

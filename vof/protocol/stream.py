@@ -14,7 +14,7 @@ stay untouched until the count is back at zero, a fresh buffer takes over where 
 from collections.abc import Generator
 from typing import TypeAlias
 
-from vof.memory import Buffer
+from vof.memory import HEAP, Buffer, Pool
 
 SCRATCH_BYTES = 256 * 1024
 INLINE_BYTES = 16 * 1024
@@ -37,12 +37,13 @@ class Inbox:
         lent: how many holders of views of the scratch buffer (or of an earlier one) there are.
     """
 
-    __slots__ = ("_need", "_program", "bulk", "end", "lent", "pos", "target", "view")
+    __slots__ = ("_need", "_pool", "_program", "bulk", "end", "lent", "pos", "target", "view")
 
     def __init__(self) -> None:
         self.view = memoryview(b"")
         self.pos = self.end = self.lent = 0
         self._need = 0
+        self._pool: Pool = HEAP
         self.bulk = False
         self.target: memoryview | None = None
         self._program: Program
@@ -67,12 +68,21 @@ class Inbox:
         if size - end < ROOM_BYTES or pos + self._need > size:
             rest = bytes(view[pos:end])
             if self.lent or size < SCRATCH_BYTES:
-                self.view = view = memoryview(bytearray(SCRATCH_BYTES))
+                self.view = view = self._pool.scratch(SCRATCH_BYTES)
             view[: len(rest)] = rest
             self.pos, self.end = 0, len(rest)
         if self.bulk:
             return view[self.end : self.end + BULK_BYTES]
         return view[self.end :]
+
+    def draw_from(self, pool: Pool) -> None:
+        """Take scratch buffers from a pool: what is small lies there too, and is not copied again.
+
+        Others may write to it while it is read: a program reads each byte that it acts on once.
+        """
+        if pool is not self._pool:
+            self._pool = pool
+            self.trim()
 
     def received(self, count: int) -> None:
         """Note that ``count`` bytes were received, and read what is complete.

@@ -112,6 +112,8 @@ class TargetStream(ABC):
         self._queue_size = queue_size
         self._budget = budget
         self._pool = pool
+        if queue_size:
+            self.inbox.draw_from(pool)
         self._failure = failure
 
     @abstractmethod

@@ -66,7 +66,7 @@ class V0Target(TargetStream):
         while inbox.end - inbox.pos < head:
             yield head
         back = bytearray()
-        out_length, in_length = _sort(inbox.view[inbox.pos + 16 : inbox.pos + head], back)
+        out_length, in_length = _sort(bytes(inbox.view[inbox.pos + 16 : inbox.pos + head]), back)
         refusal = (
             v5.ENOCMD
             if not self._queue_size
@@ -102,9 +102,8 @@ class V0Target(TargetStream):
                 readable = (inbox.view[inbox.pos - out_length : inbox.pos],)
         start = 16 + len(back)
         slab, slot = self._slot(start + in_length)
-        slab[slot + 16 : slot + start] = back
         writable = (slab[slot + start : slot + start + in_length],) if in_length else ()
-        token = (command_id, in_length, size, slab, slot, payload, start)
+        token = (command_id, in_length, size, slab, slot, payload, back)
         self.chains.append(Chain(readable, writable, token))
         self.inflight += 1
         inbox.lent += 1
@@ -118,7 +117,8 @@ class V0Target(TargetStream):
             if not here:
                 yield DESC.size
                 continue
-            out_length += _sort(inbox.view[inbox.pos : inbox.pos + DESC.size * here], back)[0]
+            table = bytes(inbox.view[inbox.pos : inbox.pos + DESC.size * here])
+            out_length += _sort(table, back)[0]
             inbox.pos += DESC.size * here
             left -= here
         if out_length > self._request_bytes:
@@ -208,16 +208,19 @@ class V0Target(TargetStream):
     def push(self, chain: Chain, written: int, filled: int | None = None) -> None:
         """Queue the completion of a request. See ``DeviceQueue.push``."""
         try:
-            command_id, capacity, size, slab, slot, payload, start = chain.token
+            command_id, capacity, size, slab, slot, payload, back = chain.token
         except TypeError:
             raise LocalProtocolError("this chain was pushed already") from None
         filled = check_used(written, filled, capacity)
         chain.token = None
-        ndesc = (start - 16) // DESC.size
-        COMPLETION.pack_into(slab, slot, v0.OK, command_id, ndesc, written)
+        COMPLETION.pack_into(slab, slot, v0.OK, command_id, len(back) // DESC.size, written)
+        stop = slot + 16 + len(back)
         if filled < capacity:
-            filled = _shorten(slab, slot + 16, slot + start, filled)
-        self._emit(slab, slot, slot + start + filled)
+            zeroes = _shorten(memoryview(back), filled)
+            slab[stop + filled : stop + filled + zeroes] = bytes(zeroes)
+            filled += zeroes
+        slab[slot + 16 : stop] = back
+        self._emit(slab, slot, stop + filled)
         self._held -= size
         self.inflight -= 1
         self.inbox.lent -= 1
@@ -266,10 +269,10 @@ class V0Target(TargetStream):
         if back:
             yield from self._afford(16 + len(back) + ndesc + last)
         if last:
-            data = bytes(_shorten(memoryview(back)[:end], 0, end, 0))
+            data = bytes(_shorten(memoryview(back)[:end], 0))
             data += self._failure[-last:].rjust(last, b"\0")
         else:
-            data = bytes(_shorten(memoryview(back), 0, len(back), 0))
+            data = bytes(_shorten(memoryview(back), 0))
         self._complete(status, command_id, ndesc)
         self.outbox.tail += back
         self.outbox.tail += data
@@ -286,7 +289,7 @@ HERE: dict[int, Callable[[V0Target, int, dict[str, int]], int | None]] = {
 """What this wire decides by itself; a command of the common vocabulary goes on after None."""
 
 
-def _sort(table: memoryview, back: bytearray) -> tuple[int, int]:
+def _sort(table: bytes, back: bytearray) -> tuple[int, int]:
     """Append the writable descriptors of a table to ``back``.
 
     Returns:
@@ -302,29 +305,23 @@ def _sort(table: memoryview, back: bytearray) -> tuple[int, int]:
     return out_length, in_length
 
 
-def _shorten(slab: memoryview, start: int, stop: int, filled: int) -> int:
+def _shorten(back: memoryview, filled: int) -> int:
     """Write into descriptors how much of each is returned, where not all was filled.
 
     Args:
-        slab: descriptors stand at ``start`` to ``stop``; where more stands behind them, it is what
-            they describe.
-        start: see ``slab``.
-        stop: see ``slab``.
+        back: descriptors.
         filled: so many bytes, from the front, are the device's.
 
     Returns:
-        How many bytes follow the descriptors: what is filled, and a zero for each descriptor that
-        is not filled at all.
+        How many zeroes follow those bytes: one for each descriptor that is not filled at all.
     """
     left, zeroes = filled, 0
-    for at in range(start + LENGTH_AT, stop, DESC.size):
-        (capacity,) = LENGTH.unpack_from(slab, at)
+    for at in range(LENGTH_AT, len(back), DESC.size):
+        (capacity,) = LENGTH.unpack_from(back, at)
         used = min(capacity, left)
         left -= used
         if capacity and not used:
             used = 1
             zeroes += 1
-        LENGTH.pack_into(slab, at, used)
-    if zeroes and len(slab) > stop:
-        slab[stop + filled : stop + filled + zeroes] = bytes(zeroes)
-    return filled + zeroes
+        LENGTH.pack_into(back, at, used)
+    return zeroes

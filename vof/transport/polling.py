@@ -7,6 +7,8 @@ its connection empty first looks again for a short while. The rules:
 * A spin never delays a ready other. All connections and listeners of the thread stand in one
   epoll set, and each look asks for all of them; if another is ready, the spin ends, and the trio
   loop takes its turn. Work in other threads (``offloading``) forbids spinning.
+* Rings in memory need no descriptor: each look also looks into those that are ``attended``, and
+  what there is to do is done at once, in between.
 * A spin must pay. Success keeps the budget near what was needed; failure drops it to zero, and each
   failure in a row doubles the number of sleeps until the next try.
 * Without a budget the CPU is offered once to whoever else wants it: a peer on the same CPU, which
@@ -18,7 +20,7 @@ its connection empty first looks again for a short while. The rules:
 import os
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import sched_yield
 from select import EPOLLIN
@@ -40,6 +42,7 @@ class _Shared(threading.local):
         self.epoll = select.epoll()
         self.offloaded = 0
         self.turn = 0
+        self.attended: tuple[Callable[[], bool], ...] = ()
         text = os.environ.get("VOF_POLL_US", str(DEFAULT_BUDGET_US))
         if not text.isdecimal():
             raise ConfigError(
@@ -70,6 +73,22 @@ def offloading() -> Iterator[None]:
         yield
     finally:
         _shared.offloaded -= 1
+
+
+def attend(look: Callable[[], bool]) -> None:
+    """Call ``look`` whenever this thread looks for something to do, until ``leave``. Idempotent.
+
+    Args:
+        look: looks into memory and does what there is to do; returns whether there was something.
+            Must neither suspend nor raise. Who sleeps must be woken by other means.
+    """
+    if look not in _shared.attended:
+        _shared.attended += (look,)
+
+
+def leave(look: Callable[[], bool]) -> None:
+    """Call ``look`` no more. Idempotent."""
+    _shared.attended = tuple(other for other in _shared.attended if other != look)
 
 
 class Spin:
@@ -123,17 +142,26 @@ class Spin:
             return False
         poll = self._epoll.poll
         budget = self._budget
+        for look in shared.attended:
+            look()
         if not (ready := poll(0, 2)):
             if shared.offloaded:
                 return False  # sched_yield would keep the interpreter lock from the threads
             if not budget:
                 sched_yield()
+                for look in shared.attended:
+                    look()
                 ready = poll(0, 2)
             else:
                 shared.tries += 1
-                deadline = started + budget
                 while not (ready := poll(0, 2)):
-                    if perf_counter_ns() > deadline:
+                    now = perf_counter_ns()
+                    for look in shared.attended:
+                        if look():
+                            if now - shared.turn > TURN_NS:
+                                return False
+                            started = now  # what comes next is an answer to this
+                    if now - started > budget:
                         self._budget = 0
                         self._failures = min(2 * self._failures + 1, MOST_SKIPS)
                         self._skips = self._failures

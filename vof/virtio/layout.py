@@ -69,6 +69,10 @@ class Bell(Protocol):
         """Let other tasks run, once."""
         ...
 
+    def attend(self, look: Callable[[], bool] | None) -> None:
+        """See ``Virtqueue.attend``."""
+        ...
+
 
 def need_event(event: int, new: int, old: int) -> bool:
     """Return whether the other side asked to be told about a step from ``old`` to ``new``.

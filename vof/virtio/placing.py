@@ -2,11 +2,14 @@
 """Where the buffers of a chain are: in the region as they are, or as copies."""
 
 from collections.abc import Sequence
+from ctypes import addressof, c_char
 from typing import TypeAlias
 
 from vof.errors import InvalidArgument
 from vof.memory import Buffer, Region
 from vof.virtio.layout import VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
+
+from_buffer = c_char.from_buffer
 
 Place: TypeAlias = tuple[int, int, int]
 """Address, length and flags of one descriptor; all of a chain but the last have NEXT."""
@@ -33,27 +36,33 @@ def place(
         InvalidArgument: a writable buffer cannot be written.
         MemoryError: the region has no room for a copy.
     """
-    offset_of, base = region.offset_of, region.address
+    base, top = region.address, region.address + region.size
     places: list[Place] = []
-    held, back = list(sgs), []
-    flags, room = VRING_DESC_F_NEXT, 0
-    for number, buffer in enumerate(sgs):
-        length = len(buffer)
-        if number >= out_sgs:
-            flags = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE
-            room += length
-        offset = offset_of(buffer)
-        if offset is None:
-            piece = region.alloc(length)
-            held.append(piece)
-            if number < out_sgs:
-                piece[:] = buffer
-            else:
-                back.append((piece, _writable(buffer)))
-            places.append((region.address_of(piece), length, flags))
+    held: list[Buffer] = [*sgs]
+    back: Back = []
+    room, left = 0, len(sgs)
+    for buffer in sgs:
+        length, left = len(buffer), left - 1
+        flags = VRING_DESC_F_NEXT if left else 0
+        if out_sgs:
+            out_sgs -= 1
         else:
-            places.append((base + offset, length, flags))
-    places[-1] = (*places[-1][:2], flags & ~VRING_DESC_F_NEXT)
+            flags |= VRING_DESC_F_WRITE
+            room += length
+        if (
+            type(buffer) is memoryview
+            and not buffer.readonly
+            and base <= (address := addressof(from_buffer(buffer))) <= top - length
+        ):
+            places.append((address, length, flags))
+            continue
+        piece = region.alloc(length)
+        held.append(piece)
+        if flags & VRING_DESC_F_WRITE:
+            back.append((piece, _writable(buffer)))
+        else:
+            piece[:] = buffer
+        places.append((region.address_of(piece), length, flags))
     return places, room, held, back
 
 

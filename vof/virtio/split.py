@@ -2,7 +2,8 @@
 """Driver's side of a split ring (virtio 1.2, 2.7): the ops table on three tables in memory.
 
 What a chain looks like is never read back: ``_next`` shadows the links of the descriptors, and of
-the free ones. The available index is published once a kick, not once a buffer.
+the free ones. The available index is published once a kick, not once a buffer; the used index is
+read again when all that was seen before is taken.
 """
 
 from vof.memory import fence, observe, publish
@@ -35,6 +36,7 @@ class SplitVirtqueue(Vring):
     def _lay(self, num: int, base: int) -> None:
         self._vring = SplitLayout(num, self.memory)
         self._vring.avail[RING_IDX] = self._vring.used[RING_IDX] = base & 0xFFFF
+        self._seen = base
 
     # -- add ----------------------------------------------------------------------------------
 
@@ -70,12 +72,14 @@ class SplitVirtqueue(Vring):
 
     def _look(self) -> tuple[int, int] | None:
         vring, last = self._vring, self._last_used_idx
-        ahead = (observe(vring.used, RING_IDX) - last) & 0xFFFF
-        if not ahead:
-            return None
-        if ahead > self._published - last:
-            self._fault(f"a used index {ahead} ahead, with {self._published - last} in flight")
-            return None
+        if last == self._seen:
+            ahead = (observe(vring.used, RING_IDX) - last) & 0xFFFF
+            if not ahead:
+                return None
+            if ahead > self._published - last:
+                self._fault(f"a used index {ahead} ahead, with {self._published - last} in flight")
+                return None
+            self._seen = last + ahead
         at = 2 * (last & (self._num - 1))
         return vring.used_ring[at], vring.used_ring[at + 1]
 
@@ -87,8 +91,9 @@ class SplitVirtqueue(Vring):
 
     def _free(self, head: int, count: int) -> None:
         links, i = self._next, head
-        for _ in range(count - 1):
+        while count > 1:
             i = links[i]
+            count -= 1
         links[i] = self._free_head
         self._free_head = head
 

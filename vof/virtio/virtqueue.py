@@ -196,6 +196,19 @@ class Virtqueue(ABC):
         Always returns to a queue that the caller can use; cancelling it loses nothing.
         """
 
+    def attend(  # noqa: B027 - a hook, empty on purpose
+        self, look: Callable[[], bool] | None
+    ) -> None:
+        """Let whoever polls for anything in this thread also look at this queue.
+
+        Args:
+            look: takes what was used, and returns whether there was something. Must not suspend.
+                None: no more, for now.
+
+        It replaces the spin of ``wait_used``, which still tells when nobody polls. A queue that is
+        not in memory ignores it.
+        """
+
     # -- derived ------------------------------------------------------------------------------
 
     def add_outbuf(self, sgs: Sequence[Buffer], data: object) -> None:

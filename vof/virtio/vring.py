@@ -296,6 +296,10 @@ class Vring(Virtqueue):
         self._enabled = False
         self._mute()
 
+    def attend(self, look: Callable[[], bool] | None) -> None:
+        """Let whoever polls in this thread look at the ring."""
+        self._bell.attend(look)
+
     async def wait_used(self) -> None:
         """Sleep until something is used or the queue is broken."""
         await self._bell.checkpoint()
