@@ -8,6 +8,7 @@ after the other, and completes requests in any order and in batches of any size.
 
 import argparse
 import errno
+import os
 import signal
 import socket
 import time
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from tests.vhost_backend.backend import Backend
 from tests.vhost_backend.disk import FEATURES, Disk
-from tests.vhost_backend.misbehave import Misbehaviour, find
+from tests.vhost_backend.misbehave import find
+from tests.vhost_backend.misbehaviour import Misbehaviour
 from vof.virtio import vhost_user as vu
 from vof.virtio.constants import VIRTIO_F_RING_PACKED, bit
 from vof.virtio.vhost_user import Protocol
@@ -40,10 +42,10 @@ def sockets(options):
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(options.socket)
         listener.listen()
-        print("ready", flush=True)
+        os.write(1, b"ready\n")
         while True:
             yield listener.accept()[0]
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     while True:
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -69,7 +71,7 @@ def arguments():
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--without", default="", help="names of protocol features, with commas")
     parser.add_argument("--die-after", type=int, default=0, help="requests")
-    parser.add_argument("--misbehave", default="")
+    parser.add_argument("--misbehave", action="append", default=[], help="many: a process of each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", help="file that lists what happens")
     options = parser.parse_args()
@@ -80,14 +82,29 @@ def arguments():
     return options
 
 
+def multiply(options):
+    """Become one process for each misbehaviour; each has files of its own, by a number."""
+    for number, name in enumerate(options.misbehave):
+        if os.fork() == 0:
+            options.misbehave = [name]
+            options.socket = f"{options.socket}.{number}"
+            options.image = f"{options.image}.{number}"
+            options.log = options.log and f"{options.log}.{number}"
+            return
+    while True:
+        signal.pause()
+
+
 def main():
     options = arguments()
+    if len(options.misbehave) > 1:
+        multiply(options)
     wake, told = socket.socketpair()
     told.setblocking(False)
     signal.set_wakeup_fd(told.fileno())
     signal.signal(signal.SIGUSR1, lambda *_: None)
     disk = Disk(options.image, options.size, options.queues)
-    misbehaviour = find(options.misbehave) if options.misbehave else Misbehaviour()
+    misbehaviour = find(*options.misbehave) if options.misbehave else Misbehaviour()
     for sock in sockets(options):
         Backend(options, disk, misbehaviour, sock).run(wake)
 

@@ -39,17 +39,20 @@ class Process:
             [sys.executable, "-m", "tests.vhost_backend", *files, "--size", str(SIZE), *self.words],
             cwd=ROOT,
             stdout=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def ready(self):
-        """Wait until it listens."""
-        assert self.process.stdout.readline() == b"ready\n"
+        """Wait until it listens, with all the processes that it is."""
+        for _ in range(max(1, self.words.count("--misbehave"))):
+            assert self.process.stdout.readline() == b"ready\n"
         return self
 
     def end(self):
         """Kill it. Idempotent."""
-        self.process.kill()
-        self.process.communicate()
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
 
     def grow(self, size):
         """Make the disk larger, and let it tell."""

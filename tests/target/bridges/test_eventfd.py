@@ -39,6 +39,18 @@ async def test_a_device_that_fills_the_counters_stops_nobody(bell):
     await bell.wait()
 
 
+async def test_a_device_that_makes_descriptors_block_stops_nobody(bell):
+    for fd in (bell.call, bell.kick):
+        os.set_blocking(fd, True)
+    os.write(bell.call, FULL)
+    for _ in range(10000):  # more than any device leaves unread
+        bell.ring()
+    bell.wake()
+    for _ in range(2):
+        bell.wake()
+        await bell.wait()
+
+
 async def test_attended_it_is_polled_by_others_and_still_wakes(bell):
     looks = []
     bell.attend(lambda: looks.append(1))

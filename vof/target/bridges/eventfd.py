@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A pair of eventfds as the bell between a ring's two sides."""
+"""The bell between a ring's two sides: one way to kick, an eventfd to be called by.
+
+A backend may do anything to what it shares: let a counter overflow, read what it should write,
+make a descriptor block for everybody who has it. So nothing here waits in a system call. Kicks go
+through a pair of sockets, whose ends are no business of each other; a call is read without waiting.
+"""
 
 import os
+import socket
 from collections.abc import Callable
 
 import trio
@@ -13,39 +19,51 @@ FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 
 
 class EventfdBell:
-    """See ``vof.virtio.layout.Bell``. Both descriptors are its own; the device gets duplicates.
+    """See ``vof.virtio.layout.Bell``. All descriptors are its own; the device gets duplicates.
 
     Attributes:
-        kick: written by this side.
+        kick: readable when this side kicked.
         call: written by the device.
     """
 
     def __init__(self) -> None:
-        self.kick = os.eventfd(0, FLAGS)
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self.kick = self._theirs.fileno()
         self.call = os.eventfd(0, FLAGS)
+        self._counter = [bytearray(8)]
         self._spin = Spin(self.call)
         self._spins = True
         self._look: Callable[[], bool] | None = None
+        self._woken = False
         self._open = True
 
     def ring(self) -> None:
-        """Kick."""
-        _count(self.kick)
+        """Kick. What is full has not been read: the device knows already."""
+        try:
+            self._ours.send(ONE)
+        except (BlockingIOError, ConnectionError):
+            pass
 
     def wake(self) -> None:
         """Let ``wait`` return."""
         if self._open:
-            _count(self.call)
+            self._woken = True
+            trio.lowlevel.notify_closing(self.call)
 
     async def wait(self) -> None:
         """Sleep until the device called; spin a little before, unless somebody attends."""
-        if not self._spins:
-            await trio.lowlevel.wait_readable(self.call)
-        elif not self._spin():
-            await trio.lowlevel.wait_readable(self.call)
-            self._spin.slept()
+        if not self._woken and not (self._spins and self._spin()):
+            try:
+                await trio.lowlevel.wait_readable(self.call)
+            except trio.ClosedResourceError:
+                if not self._open:
+                    raise
+            if self._spins:
+                self._spin.slept()
+        self._woken = False
         try:
-            os.read(self.call, 8)
+            os.preadv(self.call, self._counter, -1, os.RWF_NOWAIT)
         except BlockingIOError:
             pass
 
@@ -64,18 +82,11 @@ class EventfdBell:
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        """Close both descriptors; nobody waits any more. Idempotent."""
+        """Close all descriptors; nobody waits any more. Idempotent."""
         if self._open:
             self._open = False
             self.attend(None)
             trio.lowlevel.notify_closing(self.call)
             os.close(self.call)
-            os.close(self.kick)
-
-
-def _count(fd: int) -> None:
-    """Write to an eventfd. One that is full has not been read: its reader knows already."""
-    try:
-        os.write(fd, ONE)
-    except BlockingIOError:
-        pass
+            self._ours.close()
+            self._theirs.close()

@@ -75,7 +75,10 @@ class Channel:
                     fds.frombytes(values[: len(values) // 4 * 4])
             if not data:
                 raise ConnectionLost(f"{self.path}: the backend closed the connection")
-            self._messages = self._decoder.feed(data, fds)
+            try:
+                self._messages = self._decoder.feed(data, fds)
+            except RemoteProtocolError as error:
+                raise RemoteProtocolError(f"{self.path}: {error}") from None
         return self._messages.pop(0)
 
     def close(self) -> None:
@@ -215,8 +218,9 @@ class Frontend:
         try:
             return U64.unpack(answer.payload)[0]
         except RemoteProtocolError as error:
-            self.end(error)
-            raise
+            told = RemoteProtocolError(f"{self._channel.path}: {error}")
+            self.end(told)
+            raise told from None
 
 
 async def serve_backend(channel: Channel, changed: Callable[[], None]) -> None:

@@ -239,15 +239,26 @@ class Session:
             await frontend.tell("ADD_MEM_REG", ONE_REGION.pack(*whole), [region.fd])
         else:
             await frontend.tell("SET_MEM_TABLE", memory_table([whole]), [region.fd])
-        if self.has(Protocol.INFLIGHT_SHMFD):
-            if inflight is None:
-                wanted = INFLIGHT.pack(0, 0, self.num_queues, queue_size)
-                answer = await frontend.ask("GET_INFLIGHT_FD", wanted)
-                fd = answer.take()
-                answer.close()
-                if fd is None:
-                    text = f"{self._path}: an answer to GET_INFLIGHT_FD without a descriptor"
-                    raise RemoteProtocolError(text)
-                inflight = Inflight(answer.payload, fd)
+        if not self.has(Protocol.INFLIGHT_SHMFD):
+            return inflight
+        made = None
+        if inflight is None:
+            made = inflight = await self._make_inflight(queue_size)
+        try:
             await frontend.tell("SET_INFLIGHT_FD", inflight.payload, [inflight.fd])
+        except BaseException:
+            if made is not None:
+                made.close()
+            raise
         return inflight
+
+    async def _make_inflight(self, queue_size: int) -> Inflight:
+        """Let the backend make a region of what is in flight."""
+        wanted = INFLIGHT.pack(0, 0, self.num_queues, queue_size)
+        answer = await self.frontend.ask("GET_INFLIGHT_FD", wanted)
+        fd = answer.take()
+        answer.close()
+        if fd is None:
+            text = f"{self._path}: an answer to GET_INFLIGHT_FD without a descriptor"
+            raise RemoteProtocolError(text)
+        return Inflight(answer.payload, fd)

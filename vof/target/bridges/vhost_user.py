@@ -37,7 +37,7 @@ from vof.virtio.virtqueue import Virtqueue
 SIZE_MAX = 256
 """Size of rings, unless another is asked for: a backend does not tell what it can."""
 SHORTEST_S, LONGEST_S = 0.02, 1.0
-"""Between tries to reach a backend that is not there."""
+"""Between tries to reach a backend that is not there, or does not stay."""
 
 Connect = Callable[[], Awaitable[socket.socket]]
 """Return a connected unix socket. Raises OSError, ConnectionLost."""
@@ -122,6 +122,8 @@ class VhostUserDevice(VirtioDevice):
         self._session: Session | None = None
         self._known = False  # the session is somebody's: its end is to be told
         self._why: VofError = ConnectionLost(f"{path}: not connected")
+        self._since = 0.0  # when it was there
+        self._pause = SHORTEST_S
 
     # -- connection ---------------------------------------------------------------------------
 
@@ -135,7 +137,7 @@ class VhostUserDevice(VirtioDevice):
             CommandError: it refuses a request.
         """
         await self._reach()
-        self._known = True
+        self._known, self._since = True, trio.current_time()
 
     async def recover(self) -> bool:
         """Reach a backend again, however long that takes. Suspends.
@@ -143,7 +145,10 @@ class VhostUserDevice(VirtioDevice):
         Returns:
             Whether it goes on with the rings as they were.
         """
-        pause = SHORTEST_S
+        if trio.current_time() - self._since > LONGEST_S:
+            self._pause = SHORTEST_S
+        else:  # it came, and went at once
+            await self._rest()
         while True:
             try:
                 await self._reach()
@@ -152,11 +157,15 @@ class VhostUserDevice(VirtioDevice):
                 if self._session is not None:
                     self._session.frontend.end(error)
                 self._why = error
-                await trio.sleep(pause)
-                pause = min(2 * pause, LONGEST_S)
+                await self._rest()
             else:
-                self._known = True
+                self._known, self._since = True, trio.current_time()
                 return resumed
+
+    async def _rest(self) -> None:
+        """Wait, longer each time."""
+        await trio.sleep(self._pause)
+        self._pause = min(2 * self._pause, LONGEST_S)
 
     async def _reach(self) -> None:
         """Connect, and agree on the protocol."""
