@@ -163,6 +163,11 @@ def _piece(order: int) -> Any:
     return type(f"Piece{order}", (ctypes.c_char * (1 << order),), {"__del__": end})
 
 
+def address_of(buffer: memoryview) -> int:
+    """Return where in this process a buffer is. It must be writable and not empty."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
 class Region(Pool):
     """Memory in a file of its own, which others map by its descriptor; a pool of pieces of it.
 
@@ -262,12 +267,12 @@ class Region(Pool):
         """
         if type(buffer) is not memoryview or buffer.readonly:
             return None
-        offset = ctypes.addressof(ctypes.c_char.from_buffer(buffer)) - self.address
+        offset = address_of(buffer) - self.address
         return offset if 0 <= offset <= self.size - len(buffer) else None
 
     def address_of(self, piece: memoryview) -> int:
         """Return the address of a piece that the region gave out."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(piece))
+        return address_of(piece)
 
     def slice(self, offset: int, length: int) -> memoryview:
         """Return bytes by their place. Raises InvalidArgument when they are not all inside."""

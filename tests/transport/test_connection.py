@@ -13,7 +13,7 @@ import trio.testing
 from tests.protocol.pipe import pattern
 from vof.errors import ConnectionLost, RemoteProtocolError
 from vof.protocol.stream import SCRATCH_BYTES, Inbox, Outbox
-from vof.transport.connection import IOV_MAX, Connection
+from vof.transport.connection import IOV_MAX, SocketConnection
 
 LIMIT = 10
 MIB = 1 << 20
@@ -49,7 +49,7 @@ class Ends:
     def __init__(self, near, far, nursery):
         self.far = far
         self.stream = Carried()
-        self.connection = Connection(near, "peer")
+        self.connection = SocketConnection(near, "peer")
         self.connection.attach(self.stream, nursery)
 
     def put(self, data):
@@ -212,7 +212,7 @@ async def other():
     """Another connection of the thread, which has something to read."""
     near, far = socket.socketpair()
     with near, far:
-        other = Connection(near, "other")
+        other = SocketConnection(near, "other")
         far.send(b"x")
         yield other
         other.close()
@@ -250,7 +250,7 @@ async def test_a_writer_that_starts_after_the_close_leaves_the_next_of_its_numbe
     near, far = socket.socketpair()
     with near, far:
         assert near.fileno() == number
-        other = Connection(near, "other")
+        other = SocketConnection(near, "other")
         far.send(b"x")
         await trio.testing.wait_all_tasks_blocked()
         assert spins(other)

@@ -8,7 +8,7 @@ import trio
 from vof.errors import CommandError, ConnectionLost, VofError
 from vof.protocol import v5
 from vof.protocol.initiator_stream import Answer, InitiatorStream
-from vof.transport.connection import Connection
+from vof.transport.base import Connection
 
 Notice = Callable[[int, dict[str, int]], None]
 

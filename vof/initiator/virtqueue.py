@@ -22,7 +22,7 @@ from vof.initiator.control import exchange
 from vof.memory import Buffer
 from vof.protocol import v5
 from vof.protocol.initiator_stream import InitiatorStream
-from vof.transport.connection import Connection
+from vof.transport.base import Connection
 from vof.virtio.virtqueue import Callback, Recycle, Virtqueue, no_chain
 
 Link = tuple[Connection, InitiatorStream]

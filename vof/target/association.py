@@ -24,7 +24,7 @@ from vof.target.instance import Instance, Refused
 from vof.target.queue import Served
 from vof.target.seldom import Seldom
 from vof.target.tidy import Tidy
-from vof.transport.connection import Connection
+from vof.transport.base import Connection
 from vof.virtio.model import DeviceModel
 
 log = logging.getLogger("vof.target")

@@ -16,7 +16,7 @@ from vof.errors import ConnectionLost, RemoteProtocolError
 from vof.protocol import v5
 from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
-from vof.transport.connection import Connection
+from vof.transport.base import Connection
 from vof.virtio.model import Chain
 
 MOST_UNSENT = 1024 * 1024

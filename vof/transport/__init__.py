@@ -8,8 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vof.errors import ConfigError
 from vof.protocol.dialects import DIALECTS
-from vof.transport.base import Listener, Url
-from vof.transport.connection import Connection
+from vof.transport.base import Connection, Listener, Url
 
 __all__ = [
     "SCHEMES",

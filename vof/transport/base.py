@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every transport has: the URL that names a target, and a listener of connections."""
+"""What every transport has: the URL that names a target, connections, and their listener."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from time import monotonic
+from typing import ClassVar, NamedTuple, TypeAlias
 from urllib.parse import quote
 
+import trio
+
+from vof.errors import ConnectionLost, VofError
+from vof.memory import HEAP, Pool
 from vof.protocol.dialects import DIALECTS, NATIVE, Dialect
-from vof.transport.connection import Connection
+from vof.transport.polling import Spin
 
 SAFE = "/:@,;=-._~"
 """What stands in a name or a path as it is."""
@@ -57,6 +63,123 @@ class Url(NamedTuple):
     def with_tvqn(self, tvqn: str) -> "Url":
         """Return the same URL for another device."""
         return self._replace(tvqn=tvqn)
+
+
+Stalling: TypeAlias = Callable[["Connection"], None]
+
+
+class Connection(ABC):
+    """One connection and the stream on it, whatever carries both. All calls from one thread.
+
+    Attributes:
+        mapping: how messages and payload travel: a key of ``dialects.MAPPINGS``.
+        peer: who is at the other end: an address, "unix:UID", "loopback".
+        pool: where buffers for this connection should live, so that they need not be copied.
+        error: why the connection is over, or None.
+        heard: when something came last, on the monotonic clock, in seconds.
+        spin: looks for input without sleeping.
+        dry: the last ``receive`` took everything.
+        bytes_in: bytes that came, of whatever kind.
+        bytes_out: bytes that went.
+        asleep: somebody waits for the peer, in ``sleep``.
+        stalling: called before a sleep inside a message, or None.
+        stuck: while ``blocked``: since when the peer takes nothing, like ``heard``.
+    """
+
+    mapping: ClassVar[str] = "stream"
+
+    def __init__(self, peer: str, fd: int) -> None:
+        """Begin.
+
+        Args:
+            peer: see above.
+            fd: readable when ``receive`` may find something; open as long as the connection is.
+        """
+        self.peer = peer
+        self.pool: Pool = HEAP
+        self.error: VofError | None = None
+        self.heard = monotonic()
+        self.spin = Spin(fd)
+        self.dry = True
+        self.bytes_in = self.bytes_out = 0
+        self.asleep = False
+        self.stalling: Stalling | None = None
+        self.stuck = 0.0
+
+    @abstractmethod
+    def attach(self, stream: object, nursery: trio.Nursery) -> None:
+        """Carry a stream of our ``mapping``; tasks that are needed meanwhile live in ``nursery``.
+
+        May be called again, with a stream that goes on where the one before stopped.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Send what the stream has. Never suspends, never raises: see ``error``."""
+
+    @property
+    @abstractmethod
+    def blocked(self) -> bool:
+        """Whether something waits to be sent for which there is no room."""
+
+    @abstractmethod
+    async def drained(self) -> None:
+        """Wait until nothing is ``blocked``, or the connection is over; meanwhile nobody reads."""
+
+    @abstractmethod
+    def receive(self) -> bool:
+        """Take what is there and let the stream read it. Never suspends.
+
+        Returns:
+            Whether anything of the peer came. After False, look at ``error``, which may have been
+            set.
+
+        Raises:
+            RemoteProtocolError: the stream found what no correct peer sends.
+        """
+
+    async def wait(self) -> None:
+        """Wait until ``receive`` may find something: spin a little, then sleep."""
+        if not self.spin():
+            await self.sleep()
+
+    @abstractmethod
+    async def sleep(self) -> None:
+        """The second half of ``wait``, after ``spin()`` said False. Suspends."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Wake whoever waits, as if something had come."""
+
+    def fail(self, error: BaseException | None) -> None:
+        """Note that the connection is over, and wake whoever waits on it. The first reason stays.
+
+        When this returns, the peer touches no memory of this side any more.
+
+        Args:
+            error: why; an OSError, a VofError, or None when the peer closed it.
+        """
+        if self.error is None:
+            if isinstance(error, VofError):
+                self.error = error
+            else:
+                why = f": {error}" if error else ": the peer closed it"
+                self.error = ConnectionLost(f"connection to {self.peer} lost{why}")
+            self.cut()
+
+    @abstractmethod
+    def cut(self) -> None:
+        """End it for both sides, at once: the part of ``fail`` that the carrier knows."""
+
+    def fence(self) -> None:  # noqa: B027 - nothing to do where the peer has no access
+        """Make sure that the peer touches no buffer of a request in flight any more.
+
+        Where it has access to memory, that ends the connection.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything. Idempotent. Whoever waits on it is woken."""
 
 
 class Listener(ABC):

@@ -10,14 +10,14 @@ import socket
 from collections.abc import Callable
 from select import EPOLLIN, EPOLLOUT
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, cast
 
 import trio
 
-from vof.errors import ConnectionLost, VofError
+from vof.errors import ConnectionLost
 from vof.memory import Buffer
 from vof.protocol.stream import Inbox, Outbox
-from vof.transport.polling import Spin
+from vof.transport.base import Connection
 
 IOV_MAX = 1024
 
@@ -38,46 +38,25 @@ class Stream(Protocol):
         ...
 
 
-class Connection:
-    """One socket and the stream on it. All calls from one thread.
-
-    Attributes:
-        peer: who is at the other end: an address, "unix:UID", "loopback".
-        error: why the connection is over, or None.
-        heard: when bytes came last, on the monotonic clock, in seconds.
-        spin: looks for input without sleeping.
-        dry: the last ``receive`` took everything.
-        bytes_in: bytes that came.
-        bytes_out: bytes that the system took.
-        asleep: somebody waits for bytes of the peer, in ``sleep``.
-        stalling: called before a sleep inside a message, or None.
-        stuck: while ``blocked``: since when the peer takes nothing, like ``heard``.
-    """
+class SocketConnection(Connection):
+    """One socket and the byte stream on it. See ``Connection``."""
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         sock.setblocking(False)
-        self.peer = peer
-        self.error: VofError | None = None
-        self.heard = monotonic()
-        self.dry = True
-        self.bytes_in = self.bytes_out = 0
-        self.stuck = 0.0
-        self.asleep = False
-        self.stalling: Callable[[Connection], None] | None = None
+        super().__init__(peer, sock.fileno())
         self._sock = sock
         self._send = sock.send
         self._recv_into = sock.recv_into
-        self.spin = Spin(sock.fileno())
         self._stream: Stream
         self._inbox: Inbox
         self._nursery: trio.Nursery
         self._blocked: trio.Event | None = None
 
-    def attach(self, stream: Stream, nursery: trio.Nursery) -> None:
+    def attach(self, stream: object, nursery: trio.Nursery) -> None:
         """Carry a stream; tasks that send what was refused live in ``nursery``."""
-        self._stream = stream
-        self._seal = stream.seal
-        self._inbox = stream.inbox
+        self._stream = carried = cast("Stream", stream)
+        self._seal = carried.seal
+        self._inbox = carried.inbox
         self._nursery = nursery
 
     # -- out ----------------------------------------------------------------------------------
@@ -185,11 +164,6 @@ class Connection:
         inbox.received(count)
         return True
 
-    async def wait(self) -> None:
-        """Wait until ``receive`` may find something: spin a little, then sleep."""
-        if not self.spin():
-            await self.sleep()
-
     async def sleep(self) -> None:
         """The second half of ``wait``, after ``spin()`` said False. Suspends."""
         if self.error is None:
@@ -212,22 +186,12 @@ class Connection:
 
     # -- end ----------------------------------------------------------------------------------
 
-    def fail(self, error: BaseException | None) -> None:
-        """Note that the connection is over, and wake whoever waits on it. The first reason stays.
-
-        Args:
-            error: why; an OSError, a VofError, or None when the peer closed it.
-        """
-        if self.error is None:
-            if isinstance(error, VofError):
-                self.error = error
-            else:
-                why = f": {error}" if error else ": the peer closed it"
-                self.error = ConnectionLost(f"connection to {self.peer} lost{why}")
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+    def cut(self) -> None:
+        """Shut the socket down: both sides notice."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
 
     def close(self) -> None:
         """Close the socket. Idempotent. Whoever waits on it is woken."""

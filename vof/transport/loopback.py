@@ -5,8 +5,8 @@ import socket
 
 import trio
 
-from vof.transport.base import Listener, Url
-from vof.transport.connection import Connection
+from vof.transport.base import Connection, Listener, Url
+from vof.transport.connection import SocketConnection
 
 _listeners: dict[str, "LoopbackListener"] = {}
 
@@ -23,7 +23,7 @@ class LoopbackListener(Listener):
 
     async def accept(self) -> Connection:
         """Wait for the next connection."""
-        return Connection(await self._receive.receive(), "loopback")
+        return SocketConnection(await self._receive.receive(), "loopback")
 
     def offer(self, sock: socket.socket) -> None:
         """Hand in the target's end of a connection."""
@@ -54,7 +54,7 @@ async def connect(url: Url) -> Connection:
     near, far = socket.socketpair()
     try:
         listener.offer(far)
-        return Connection(near, "loopback")
+        return SocketConnection(near, "loopback")
     except BaseException:
         near.close()
         raise

@@ -7,8 +7,8 @@ import struct
 
 import trio
 
-from vof.transport.base import Listener, Url
-from vof.transport.connection import Connection
+from vof.transport.base import Connection, Listener, Url
+from vof.transport.connection import SocketConnection
 from vof.transport.polling import Spin
 
 KEEPALIVE_IDLE_S = 30
@@ -50,7 +50,7 @@ def connection(sock: socket.socket) -> Connection:
     """Make a connection of a connected socket, which it owns from here on; closed on failure."""
     try:
         tune(sock)
-        return Connection(sock, peer_of(sock))
+        return SocketConnection(sock, peer_of(sock))
     except BaseException:
         sock.close()
         raise

@@ -6,8 +6,7 @@ import socket
 
 import trio
 
-from vof.transport.base import Listener, Url
-from vof.transport.connection import Connection
+from vof.transport.base import Connection, Listener, Url
 from vof.transport.sockets import SocketListener, connection
 
 

@@ -9,8 +9,7 @@ import stat
 import trio
 
 from vof.errors import ConfigError
-from vof.transport.base import Listener, Url
-from vof.transport.connection import Connection
+from vof.transport.base import Connection, Listener, Url
 from vof.transport.sockets import SocketListener, connection
 
 

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory that a queue pair may touch: where it is, by which keys, and places in it to use again.
+
+Registering costs far more than using, so it is done for whole regions, which grow in number with
+need, and places in them are kept for the next request.
+"""
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from typing import NamedTuple
+
+from vof.memory import Buffer, Pool, Region, address_of
+
+LOCAL, REMOTE_READ, REMOTE_WRITE = 0, 1, 2
+"""Rights that a key gives to the peer: none, to read, to write."""
+
+REGION_BYTES = 1 << 20
+SLAB_BYTES = 256 * 1024
+LEAST_ORDER, MOST_ORDER = 9, 16
+"""Places of 512 bytes up to 64 KiB are cut from slabs; larger ones stand alone."""
+SPARES = 16
+"""Large places of one size that are kept."""
+
+
+class Keys(NamedTuple):
+    """What a registration gives.
+
+    Attributes:
+        local: for transfers of this side.
+        remote: for the peer; without meaning where it has no rights.
+    """
+
+    local: int
+    remote: int
+
+
+class Domain(ABC):
+    """Where memory is registered, and so what queue pairs may touch: a protection domain.
+
+    The queue pairs of one driver's device share one, so that a buffer is known on every queue. At a
+    target, keys that give rights must not be of use to another peer.
+    """
+
+    @abstractmethod
+    def register(self, region: Region, rights: int) -> Keys:
+        """Make a region usable; it may be registered several times, with different rights.
+
+        The region stays in memory as long as the registration, whoever lets go of it.
+
+        Args:
+            region: all of it; addresses on the wire are those of this process.
+            rights: LOCAL, REMOTE_READ or REMOTE_WRITE: what the peer may do by the remote key.
+
+        Raises:
+            VofError: the system refuses; says what is missing and what to do.
+        """
+
+    @abstractmethod
+    def deregister(self, keys: Keys) -> None:
+        """Take a registration back: nothing touches the region by its keys from here on."""
+
+
+class Registration(NamedTuple):
+    """A region that is registered.
+
+    Attributes:
+        start: address of its first byte.
+        stop: address behind its last.
+        keys: all of them.
+        local: key for transfers of this side.
+        read: key by which the peer may read; -1 for none.
+        write: key by which the peer may write; -1 for none.
+        region: the region.
+    """
+
+    start: int
+    stop: int
+    keys: list[Keys]
+    local: int
+    read: int
+    write: int
+    region: Region
+
+
+class Memory(Pool):
+    """Registered regions; a pool that grows.
+
+    Attributes:
+        domain: where they are registered.
+    """
+
+    def __init__(self, domain: Domain, rights: int = LOCAL) -> None:
+        """Begin with no region.
+
+        Args:
+            domain: where regions are registered.
+            rights: what the peer may do with them; of REMOTE_READ | REMOTE_WRITE, each right has a
+                key of its own.
+        """
+        self.domain = domain
+        self._rights = rights
+        self._starts: list[int] = []
+        self._known: list[Registration] = []
+        self._own: list[Region] = []
+
+    def alloc(self, size: int) -> memoryview:
+        """Return ``size`` zeroed bytes. See ``Pool``.
+
+        Raises:
+            VofError: more would have to be registered, which the system refuses.
+        """
+        for region in reversed(self._own):
+            if region.size >= size:
+                try:
+                    return region.alloc(size)
+                except MemoryError:
+                    pass
+        region = Region(max(REGION_BYTES, 1 << (size - 1).bit_length()))
+        region.close()  # nobody maps it but us
+        self.add(region)
+        self._own.append(region)
+        return region.alloc(size)
+
+    def add(self, region: Region) -> Registration:
+        """Register a region that somebody else made, such as that of a local device. Idempotent.
+
+        Raises:
+            VofError: the system refuses.
+        """
+        found = self._at(region.address)
+        if found is None:
+            found = self._register(region)
+            place = bisect_right(self._starts, found.start)
+            self._starts.insert(place, found.start)
+            self._known.insert(place, found)
+        return found
+
+    def _register(self, region: Region) -> Registration:
+        keys = [
+            self.domain.register(region, right)
+            for right in (REMOTE_READ, REMOTE_WRITE)
+            if right & self._rights
+        ] or [self.domain.register(region, LOCAL)]
+        return Registration(
+            region.address,
+            region.address + region.size,
+            keys,
+            keys[-1].local,
+            keys[0].remote if self._rights & REMOTE_READ else -1,
+            keys[-1].remote if self._rights & REMOTE_WRITE else -1,
+            region,
+        )
+
+    def find(self, buffer: Buffer) -> tuple[int, Registration] | None:
+        """Return where a buffer is, or None: it is not in registered memory.
+
+        Args:
+            buffer: not empty. A view that is read-only counts as not there.
+        """
+        if type(buffer) is not memoryview or buffer.readonly:
+            return None
+        address = address_of(buffer)
+        found = self._at(address)
+        return None if found is None or address + len(buffer) > found.stop else (address, found)
+
+    def _at(self, address: int) -> Registration | None:
+        place = bisect_right(self._starts, address) - 1
+        if place < 0 or address >= self._known[place].stop:
+            return None
+        return self._known[place]
+
+    def trim(self) -> None:
+        """Let go of regions of our own in which nothing is in use."""
+        for region in [region for region in self._own if not region.used]:
+            self._own.remove(region)
+            place = self._starts.index(region.address)
+            del self._starts[place]
+            for keys in self._known.pop(place).keys:
+                self.domain.deregister(keys)
+
+
+class Slot(NamedTuple):
+    """A place in registered memory.
+
+    Attributes:
+        view: its bytes.
+        address: of the first.
+        at: how the region is registered.
+        order: it has 2 ** order bytes, or more.
+    """
+
+    view: memoryview
+    address: int
+    at: Registration
+    order: int
+
+
+class Slots:
+    """Places of one stream, used again and again."""
+
+    def __init__(self, memory: Memory, pool: Pool | None = None) -> None:
+        """Begin with none.
+
+        Args:
+            memory: knows the keys.
+            pool: where they are cut from, if not from ``memory`` itself; in a region of it.
+        """
+        self._memory = memory
+        self._pool = pool or memory
+        self._free: dict[int, list[Slot]] = {}
+
+    def take(self, size: int) -> Slot:
+        """Return a place of at least ``size`` bytes; what it holds is whatever it held before.
+
+        Raises:
+            VofError: see ``Memory.alloc``.
+            MemoryError: the pool has no more.
+        """
+        order = (size - 1).bit_length() if size > 1 << LEAST_ORDER else LEAST_ORDER
+        free = self._free.get(order)
+        return free.pop() if free else self._cut(order)
+
+    def _cut(self, order: int) -> Slot:
+        """Make new places."""
+        size = 1 << order
+        view = self._pool.alloc(SLAB_BYTES if order <= MOST_ORDER else size)
+        found = self._memory.find(view)
+        assert found is not None
+        address, at = found
+        slots = [
+            Slot(view[start : start + size], address + start, at, order)
+            for start in reversed(range(0, len(view), size))
+        ]
+        last = slots.pop()
+        self._free.setdefault(order, []).extend(slots)
+        return last
+
+    def give(self, slot: Slot) -> None:
+        """Give a place back: nobody looks at it any more, and no transfer is under way there."""
+        free = self._free[slot.order]
+        if slot.order <= MOST_ORDER or len(free) < SPARES:
+            free.append(slot)
+
+    def trim(self) -> None:
+        """Let go of all places that are not in use."""
+        self._free = {order: [] for order in self._free}
