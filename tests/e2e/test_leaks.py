@@ -13,7 +13,7 @@ from tests.wire import serving
 from vof.initiator.requests import RequestQueue
 from vof.virtio.device import VirtqueueInfo
 
-CYCLES = 300
+CYCLES = 100
 
 
 def descriptors() -> int:

@@ -10,7 +10,7 @@ from tests.conformance.machine import VirtqueueMachine
 from tests.conformance.memory_device import Entry, MemoryQueue, maker
 
 SETTINGS = settings(
-    max_examples=100,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -67,11 +67,10 @@ def soon(what: str, limit: float = LIMIT) -> Iterator[None]:
     Raises:
         Failed: it did not; it was cancelled.
     """
-    try:
-        with trio.fail_after(limit):
-            yield
-    except trio.TooSlowError:
-        raise Failed(f"{what}: not within {limit:g} s") from None
+    with trio.move_on_after(limit) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise Failed(f"{what}: not within {limit:g} s")
 
 
 def _short(value: object) -> str:
