@@ -147,22 +147,22 @@ class VirtqueueMachine(RuleBasedStateMachine):
         self.offered += self.added
         self.added = []
 
-    @rule(disabled=st.booleans(), wait=st.booleans())
+    @rule(disabled=st.booleans(), wait=st.booleans(), most=st.integers(1, SIZE))
     @step
-    async def get_buf(self, disabled, wait):
+    async def get_buf(self, disabled, wait, most):
         if disabled:
             self.vq.disable_cb()
             self.calls = None
         if not self.used:
             assert self.vq.get_buf_ctx() is None
-            return
-        found = None if wait else self.vq.get_buf_ctx()
-        if found is None:
-            with soon("wait_used returns"):
-                await self.vq.wait_used()
-            found = self.vq.get_buf_ctx()
-        assert found is not None
-        self.took(found)
+        for _ in self.used[:most]:
+            found = None if wait else self.vq.get_buf_ctx()
+            if found is None:
+                with soon("wait_used returns"):
+                    await self.vq.wait_used()
+                found = self.vq.get_buf_ctx()
+            assert found is not None
+            self.took(found)
 
     def took(self, found):
         request, written, ctx = found
