@@ -10,6 +10,12 @@ PROGRAMS=(
     nbdkit:nbdkit fio:fio systemd-analyze:systemd strace:strace groff:groff-base man:man-db
     qemu-storage-daemon:qemu-system-common dpdk-testpmd:dpdk-dev
 )
+# What tests/lab needs; a path stands for what is no program, or not known by its name.
+LAB=(
+    qemu-system-x86_64:qemu-system-x86 /usr/share/doc/busybox-static:busybox-static zstd:zstd
+    ip:iproute2 /usr/share/doc/rdma-core:rdma-core ibv_devices:ibverbs-utils rping:rdmacm-utils
+    /usr/share/doc/python3-pyverbs:python3-pyverbs
+)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -26,15 +32,17 @@ debian() {
         { "${apt[@]}" update && "${apt[@]}" install --no-install-recommends "$@"; } >&2 </dev/null
 }
 
-# programs: install those that are missing; name those that stay so, and fail.
+there() { command -v "$1" >/dev/null || [ -e "$1" ]; }
+
+# programs ROW…: install those that are missing; name those that stay so, and fail.
 programs() {
     local row wanted=() missing=0
-    for row in "${PROGRAMS[@]}"; do
-        command -v "${row%%:*}" >/dev/null || wanted+=("${row##*:}")
+    for row; do
+        there "${row%%:*}" || wanted+=("${row##*:}")
     done
     [ ${#wanted[@]} = 0 ] || debian "${wanted[@]}" || true
-    for row in "${PROGRAMS[@]}"; do
-        command -v "${row%%:*}" >/dev/null && continue
+    for row; do
+        there "${row%%:*}" && continue
         say "${row%%:*} is missing (Debian package ${row##*:}); what needs it cannot run"
         missing=1
     done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each code block of the README runs as it stands there."""
+"""Each code block of the README runs as it stands there; that of the lab in ``tests/lab``."""
 
 import os
 import re
@@ -29,7 +29,7 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH'
 def test_every_block_is_run_here():
     assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
     assert FILES.keys() == {"upper.py", "ask.py"}
-    assert (len(SHELL), len(TOML)) == (11, 2)
+    assert (len(SHELL), len(TOML)) == (12, 2)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
