@@ -29,7 +29,7 @@ PATH = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH'
 def test_every_block_is_run_here():
     assert len(BLOCKS) == len(PYTHON) + len(FILES) + len(SHELL) + len(TOML)
     assert FILES.keys() == {"upper.py", "ask.py"}
-    assert (len(SHELL), len(TOML)) == (12, 2)
+    assert (len(SHELL), len(TOML)) == (12, 3)
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -172,6 +172,18 @@ def test_a_program_that_the_target_runs(tmp_path: Path, require):
         assert (
             client(f"vof fs cat 'vof+unix://{tmp_path}/share?tvqn=share0' file", tmp_path) == "it"
         )
+
+
+def test_a_switch(tmp_path: Path, require):
+    require("dpdk-testpmd", "dpdk-dev")
+    listen = f'listen = ["vof+unix://{tmp_path}/switch"]\n'
+    (tmp_path / "target.toml").write_text(listen + TOML[2])
+    with running("vof target --config target.toml", ["switch0"], tmp_path):
+        printed = client(
+            f"vof net 'vof+unix://{tmp_path}/switch?tvqn=switch0' --ping 1000", tmp_path
+        )
+    assert "02:00:00:00:00:07" in printed
+    assert "1000 back whole, 0 lost, 0 reordered" in printed
 
 
 def test_the_service(tmp_path: Path):

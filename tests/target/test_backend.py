@@ -96,12 +96,28 @@ def test_what_cannot_cross_is_refused_at_the_start(tmp_path, device, what):
     assert what in failure(tmp_path, command=backend(tmp_path), device=device)
 
 
+SLOW = """
+import os, runpy, signal, time
+
+def end(number, frame):
+    print("ending", flush=True)
+    time.sleep(1)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, end)
+runpy.run_module("tests.vhost_backend", run_name="__main__")
+"""
+"""A backend that takes its time to end."""
+
+
 def test_nothing_is_left_behind_by_two_signals(tmp_path):
-    with target(tmp_path, ("disk", bridge(tmp_path))) as daemon:
+    program, _, _, *options = backend(tmp_path)
+    slow = [program, "-c", SLOW, *options]
+    with target(tmp_path, ("disk", bridge(tmp_path) | {"command": slow})) as daemon:
         daemon.line()
         (pid,) = daemon.children()
         daemon.signal()
-        while "draining" not in daemon.line("stderr"):
+        while daemon.line("stderr") != "ending":
             pass
         daemon.signal()
         daemon.end()
