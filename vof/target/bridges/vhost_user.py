@@ -153,6 +153,8 @@ class VhostUserDevice(VirtioDevice):
             try:
                 await self._reach()
                 resumed = await self._resume()
+                if self._session is None:  # it answered, and ended
+                    raise self._why
             except VofError as error:
                 if self._session is not None:
                     self._session.frontend.end(error)
