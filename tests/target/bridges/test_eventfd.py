@@ -31,6 +31,14 @@ async def test_either_side_wakes_who_waits(bell):
     assert int.from_bytes(os.read(bell.kick, 8), "little") == 1
 
 
+async def test_who_was_woken_may_find_it_closed(bell):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bell.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        bell.wake()
+        bell.close()
+
+
 async def test_a_device_that_fills_the_counters_stops_nobody(bell):
     for fd in (bell.call, bell.kick):
         os.write(fd, FULL)

@@ -57,15 +57,16 @@ class EventfdBell:
             try:
                 await trio.lowlevel.wait_readable(self.call)
             except trio.ClosedResourceError:
-                if not self._open:
+                if not self._woken:
                     raise
             if self._spins:
                 self._spin.slept()
         self._woken = False
-        try:
-            os.preadv(self.call, self._counter, -1, os.RWF_NOWAIT)
-        except BlockingIOError:
-            pass
+        if self._open:
+            try:
+                os.preadv(self.call, self._counter, -1, os.RWF_NOWAIT)
+            except BlockingIOError:
+                pass
 
     def attend(self, look: Callable[[], bool] | None) -> None:
         """See ``Virtqueue.attend``. A ring that somebody attended once never spins by itself."""
