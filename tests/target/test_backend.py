@@ -85,6 +85,15 @@ def test_a_command_that_cannot_be_run(tmp_path):
     assert re.search(r"/none: cannot be run: .*No such file", said), said
 
 
+def test_looking_first_starts_nothing(tmp_path):
+    for command, code in (backend(tmp_path), 0), (["/none"], 3):
+        table = {**bridge(tmp_path), "command": command}
+        ended = Daemon(["--check", "--config", written(tmp_path, ("disk", table))]).end()
+        assert ended[0] == code
+        assert ("/none: no such program" in ended[2]) == bool(code)
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize(
     ("device", "what"),
     [

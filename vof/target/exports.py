@@ -2,6 +2,7 @@
 """From configured devices to exports: opens what is behind them, makes models on demand."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -150,11 +151,18 @@ def _probe_console(values: Mapping[str, Any]) -> None:
     ports.probe(values["pty"] or values["socket"])
 
 
+def _probe_vhost_user(values: Mapping[str, Any]) -> None:
+    command = values["command"]
+    if command and shutil.which(command[0]) is None:
+        raise ConfigError(command[0], "", "no such program")
+
+
 PROBES: dict[str, Callable[[Mapping[str, Any]], object]] = {
     "blk": _probe_disk,
     "net": _probe_net,
     "console": _probe_console,
     "model": _model,
+    "vhost-user": _probe_vhost_user,
 }
 """How it is seen whether a device could be opened, for the types that may fail."""
 
