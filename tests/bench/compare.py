@@ -17,10 +17,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.costs import COSTS, Cost, costs
-from tests.bench.sides import BRIDGED, DAEMON_NBD, MINE, NBDKIT, Figure, Load, Side, measure
+from tests.bench.sides import (
+    BRIDGED,
+    DAEMON_NBD,
+    MINE,
+    NBDKIT,
+    Figure,
+    Load,
+    Side,
+    aio,
+    measure,
+)
 
 IMAGE_MIB = 256
 SCHEMA = 1
+PEERS = "nbdkit", "fio", "qemu-storage-daemon"
 KIB = 1024
 
 
@@ -180,7 +191,7 @@ def machine(image: Path) -> dict[str, object]:
         "cpus": cpus,
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "peer": f"{first('nbdkit', '--version')}, {first('fio', '--version')}",
+        "peer": ", ".join(first(name, "--version") for name in PEERS) + f" aio={aio()}",
         "file_system": first("stat", "--file-system", "--format=%T", str(image)),
         "load": os.getloadavg()[0],
         "placement": f"left to the scheduler, CPUs {cpus}; 'on one CPU': both on CPU {cpus[0]}",

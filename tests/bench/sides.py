@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The sides of the comparison: each a server of one file, and a load on it over TCP loopback."""
 
+import ctypes
 import json
 import os
 import signal
@@ -10,12 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 VOF = Path(sys.executable).with_name("vof")
 START_S = 10.0
 ADDRESS = "127.0.0.1"
+SYS_IO_URING_SETUP = 425
+IO_URING_PARAMS = 120
 
 
 class Load(NamedTuple):
@@ -179,12 +183,23 @@ def await_file(path: Path, process: subprocess.Popen[str], log: Path) -> None:
         time.sleep(0.01)
 
 
+@cache
+def aio() -> str:
+    """Return how qemu-storage-daemon reads fastest here: ``io_uring`` where the kernel has it."""
+    parameters = ctypes.create_string_buffer(IO_URING_PARAMS)
+    fd = ctypes.CDLL(None).syscall(SYS_IO_URING_SETUP, 1, parameters)
+    if fd < 0:
+        return "threads"
+    os.close(fd)
+    return "io_uring"
+
+
 @contextmanager
 def daemon(image: Path, pinned: bool, *words: str) -> Iterator[int]:
     """Run qemu-storage-daemon with ``image`` as its node ``disk``; yields its process id."""
     log, ready = image.with_name("daemon.log"), image.with_name("daemon.pid")
     command = ["qemu-storage-daemon", "--pidfile", str(ready)]
-    command += ["--blockdev", f"driver=file,node-name=file,filename={image}"]
+    command += ["--blockdev", f"driver=file,node-name=file,filename={image},aio={aio()}"]
     command += ["--blockdev", "driver=raw,node-name=disk,file=file", *words]
     ready.unlink(missing_ok=True)  # of one that was killed
     with running(placed(command, pinned), log) as process:
@@ -236,16 +251,16 @@ class Vof:
     @contextmanager
     def serve(self, image: Path, load: Load) -> Iterator[Server]:
         """Serve ``image`` for the time of a block."""
-        command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0", "--admin", "none"]
-        command += ["--blk", f"{image},queues={load.connections}"]
-        with self.target(image.with_suffix(".log"), load, *command) as server:
+        with self.target(image, load, "--blk", f"{image},queues={load.connections}") as server:
             yield server
 
     @staticmethod
     @contextmanager
-    def target(log: Path, load: Load, *command: str) -> Iterator[Server]:
-        """Run a target that prints its URL."""
-        with running(placed([*command], load.pinned), log) as process:
+    def target(image: Path, load: Load, *device: str) -> Iterator[Server]:
+        """Run a target of one device."""
+        log = image.with_suffix(".log")
+        command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0", "--admin", "none"]
+        with running(placed([*command, *device], load.pinned), log) as process:
             for line in process.stdout:
                 url = next((word for word in line.split() if word.startswith("vof+tcp://")), None)
                 if url:
@@ -288,8 +303,7 @@ class Bridged(Vof):
         export = f"type=vhost-user-blk,addr.type=unix,addr.path={path},{EXPORT}"
         export += f",num-queues={load.connections}"
         with daemon(image, load.pinned, "--export", export) as pid:
-            command = [sys.executable, "-m", "tests.bench.bridged", str(path)]
-            with self.target(image.with_suffix(".log"), load, *command) as server:
+            with self.target(image, load, "--vhost-user", str(path)) as server:
                 yield server._replace(others=(pid,))
 
 
