@@ -19,9 +19,9 @@ from tests.fuzz.side import (
 from tests.protocol.pipe import SpyPool, drain, feed, pattern
 from vof.memory import HEAP
 from vof.protocol import v5
-from vof.protocol.dialects import DIALECTS, Opening
+from vof.protocol.byte_target import SLAB_BYTES
+from vof.protocol.dialects import DIALECTS, ByteOpening
 from vof.protocol.session import State
-from vof.protocol.target_stream import SLAB_BYTES
 from vof.protocol.v0_initiator import CONTROL_IDS, V0Initiator
 from vof.protocol.v0_target import V0Target
 
@@ -150,7 +150,7 @@ def initiator(data, cut=no_cuts):
 
 def opening(data, cut=no_cuts):
     """Give the bytes to a connection whose dialect they must show."""
-    start, kept = Opening(), []
+    start, kept = ByteOpening(), []
     error = feed_until(start, data[:16], cut, lambda: True)
     assert error is None
     if len(data) < 16:
@@ -158,7 +158,7 @@ def opening(data, cut=no_cuts):
         return None
     v0 = data[:2] == b"\0\0" and data[8:10] == b"\1\0"
     assert start.dialect is DIALECTS["v0" if v0 else "v5"]
-    stream = start.dialect.target(REQUEST_BYTES, 1 << 40, start.inbox)
+    stream = start.open(start.dialect, REQUEST_BYTES, 1 << 40)
     go_on, started = taking(stream, kept), []
 
     def ready():

@@ -16,8 +16,8 @@ from tests.fuzz.side import (
 )
 from tests.protocol.pipe import SpyPool, done, drain, pattern
 from vof.protocol import v5
+from vof.protocol.byte_target import SLAB_BYTES
 from vof.protocol.session import State
-from vof.protocol.target_stream import SLAB_BYTES
 from vof.protocol.v5_initiator import V5Initiator
 from vof.protocol.v5_target import HEADER, V5Target
 

@@ -92,7 +92,7 @@ def ask_by_itself(stream):
         ("v0-initiator", V0Initiator, "_request", forget_a_byte),
         ("v0-initiator", V0Initiator, "_returned", crash),
         ("v0-initiator", V0Initiator, "_news", ask_by_itself),
-        ("opening", dialects.Opening, "_head", crash),
+        ("opening", dialects.ByteOpening, "_head", crash),
     ],
 )
 def test_the_fuzzer_finds(monkeypatch, side, owner, name, action):

@@ -5,7 +5,7 @@ import pytest
 
 from tests.protocol.pipe import feed
 from vof.protocol import v0, v5
-from vof.protocol.dialects import DIALECTS, Opening, recognise
+from vof.protocol.dialects import DIALECTS, ByteOpening, recognise
 
 V5_CONTROL = bytes.fromhex("00000100 ffff0000 00040000 20000000")
 V5_QUEUE = bytes.fromhex("00000000 07000200 00000000 80000000")
@@ -26,7 +26,7 @@ def test_recognise(name, head):
 
 @pytest.mark.parametrize("step", [1, 7, None])
 def test_another_stream_goes_on_where_the_opening_ends(step):
-    opening = Opening()
+    opening = ByteOpening()
     rest = bytes(range(100))
     feed(opening.inbox, V0_LINUX[:15], step)
     assert opening.dialect is None
@@ -43,4 +43,4 @@ def test_the_ports():
 
 
 def test_what_a_mapping_says_it_is():
-    assert all(row.target.dialect == name for name, row in DIALECTS.items())
+    assert all(row.stream.target.dialect == name for name, row in DIALECTS.items())

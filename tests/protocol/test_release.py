@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from tests.protocol.pipe import bound, feed, taken, vq
-from vof.protocol.dialects import Opening
+from vof.protocol.dialects import ByteOpening
 
 LEFT = 4096
 """Bytes: what is left are a few small objects."""
@@ -29,7 +29,7 @@ def unsent():
 
 
 def half_a_greeting():
-    opening = Opening()
+    opening = ByteOpening()
     feed(opening.inbox, bytes(7))
     opening.release()
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.pipe import SpyPool, done, drain, feed, pattern, take, vq
+from vof.protocol.byte_initiator import SMALL_BYTES
+from vof.protocol.byte_target import SLAB_BYTES
 from vof.protocol.dialects import DIALECTS
-from vof.protocol.initiator_stream import SMALL_BYTES
 from vof.protocol.stream import BULK_BYTES, INLINE_BYTES, ROOM_BYTES, SCRATCH_BYTES
-from vof.protocol.target_stream import SLAB_BYTES
 from vof.protocol.v5_initiator import V5Initiator
 from vof.protocol.v5_target import V5Target
 
@@ -128,9 +128,9 @@ class World:
     def __init__(self, dialect, queue_size, queue_bytes, rng):
         self.rng = rng
         self.pool = SpyPool()
-        self.target = dialect.target(4 * MIB, queue_bytes)
+        self.target = dialect.stream.target(4 * MIB, queue_bytes)
         self.target.bind(queue_size, self.pool)
-        self.initiator = dialect.initiator(queue_size, control=False)
+        self.initiator = dialect.stream.initiator(queue_size, control=False)
         self.ids = sorted(self.initiator.free)
         self.queue_bytes = queue_bytes
         self.asked = []  # in order

@@ -9,7 +9,7 @@ import pytest
 from tests.protocol.pipe import Scratch, drain, feed, pattern
 from vof.errors import CommandError, InvalidArgument, LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
-from vof.protocol.initiator_stream import SMALL_BYTES
+from vof.protocol.byte_initiator import SMALL_BYTES
 from vof.protocol.session import State
 from vof.protocol.stream import INLINE_BYTES
 from vof.protocol.v0_initiator import CONTROL_IDS, V0Initiator

@@ -8,7 +8,7 @@ import pytest
 from tests.protocol.pipe import Scratch, allocating, done, drain, feed, pattern, vq
 from vof.errors import CommandError, LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
-from vof.protocol.initiator_stream import SMALL_BYTES
+from vof.protocol.byte_initiator import SMALL_BYTES
 from vof.protocol.session import State
 from vof.protocol.stream import INLINE_BYTES, SCRATCH_BYTES
 from vof.protocol.v5_initiator import V5Initiator

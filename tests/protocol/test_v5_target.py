@@ -19,8 +19,9 @@ from tests.protocol.pipe import (
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.memory import HEAP
 from vof.protocol import v5
+from vof.protocol.byte_target import SLAB_BYTES
 from vof.protocol.stream import INLINE_BYTES, SCRATCH_BYTES
-from vof.protocol.target_stream import SLAB_BYTES, Message
+from vof.protocol.target_stream import Message
 from vof.protocol.v5_target import V5Target
 
 MOST = (1 << 32) - 1

@@ -18,8 +18,8 @@ from tests.protocol.pipe import (
     taken,
     vq,
 )
+from vof.protocol.byte_target import SLAB_BYTES, SPARES
 from vof.protocol.stream import SCRATCH_BYTES
-from vof.protocol.target_stream import SLAB_BYTES, SPARES
 
 
 def echo(stream, data, size, command_id=0):

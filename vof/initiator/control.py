@@ -154,7 +154,7 @@ class ControlQueue:
         except VofError as error:
             connection.fail(error)
         self._hand_out()
-        stream.inbox.trim()
+        stream.trim()
 
     def _hand_out(self) -> None:
         """Give answers to those who wait for them."""

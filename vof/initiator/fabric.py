@@ -22,7 +22,7 @@ from vof.errors import (
 )
 from vof.initiator.control import ControlQueue, exchange
 from vof.initiator.virtqueue import FabricVirtqueue, Link
-from vof.memory import HEAP
+from vof.memory import HEAP, Pool
 from vof.protocol import v5
 from vof.transport import Connection, Url, connect
 from vof.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET
@@ -34,11 +34,11 @@ BUSY_RETRIES = 50
 BUSY_PAUSE_S = 0.02
 
 
-async def _dial(url: Url, seconds: float) -> Connection:
-    """Open a connection, or raise ConnectionLost."""
+async def _dial(url: Url, seconds: float, beside: Connection | None) -> Connection:
+    """Open a connection, or raise ConnectionLost. See ``transport.connect``."""
     try:
         with trio.fail_after(seconds):
-            return await connect(url)
+            return await connect(url, beside)
     except (OSError, trio.TooSlowError) as error:
         why = str(error) or f"no answer in {seconds:g} s"
         raise ConnectionLost(f"cannot connect to {url}: {why}") from error
@@ -59,7 +59,7 @@ class FabricDevice(VirtioDevice):
         self.url = url
         self.required = url.dialect.required
         self.vqs: list[Virtqueue] = []
-        self.pool = HEAP
+        self.pool: Pool = HEAP
         self.features = 0
         self.config_changed: Callable[[VirtioDevice], None] | None = None
         self.needs_reset = False
@@ -83,6 +83,7 @@ class FabricDevice(VirtioDevice):
             v5.CONTROL_QUEUE_SIZE, True, device_instance_id=v5.NEW_INSTANCE, vq_index=0
         )
         self._connection, stream = link
+        self.pool = self._connection.pool
         self.instance_id = answer["device_instance_id"]
         self._control = ControlQueue(
             self._connection, stream, self._timeout, self._keepalive, self._notice, self._lost
@@ -99,8 +100,9 @@ class FabricDevice(VirtioDevice):
         self, size: int, control: bool, tries: int = 1, **fields: int
     ) -> tuple[Link, dict[str, int]]:
         """Open a connection and CONNECT it; ``tries`` times, on the same one, a queue in use."""
-        connection = await _dial(self.url, self._timeout)
-        stream = self.url.dialect.initiator(size, control)
+        beside = None if control else self._connection
+        connection = await _dial(self.url, self._timeout, beside)
+        stream = self.url.dialect.on(connection.mapping).initiator(size, control)
         connection.attach(stream, self._nursery)
         try:
             while True:
@@ -124,7 +126,7 @@ class FabricDevice(VirtioDevice):
         except BaseException:
             connection.close()
             raise
-        stream.inbox.trim()
+        stream.trim()
         return (connection, stream), answer
 
     async def _command(self, opcode: int, **fields: int) -> dict[str, int]:

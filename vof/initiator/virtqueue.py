@@ -246,6 +246,7 @@ class FabricVirtqueue(Virtqueue):
         if self._used:
             self._taken += 1
             return self._popleft()[0]
+        self._connection.fence()
         return self._stream.abandon()
 
     def get_vring_size(self) -> int:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The table of dialects: which mappings onto a byte stream a name stands for.
+"""The table of dialects: which mapping onto each kind of carrier a name stands for.
 
 The rest of the program speaks one vocabulary, that of v5: opcodes, field names, status codes. A
 dialect's mappings translate between it and what stands on its wire.
 """
 
 import struct
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 from vof.memory import Buffer
 from vof.protocol import v0, v5
+from vof.protocol.byte_target import ByteTarget
 from vof.protocol.initiator_stream import InitiatorStream
 from vof.protocol.stream import Inbox, Outbox, Program
 from vof.protocol.target_stream import TargetStream
@@ -19,27 +22,43 @@ from vof.protocol.v5_initiator import V5Initiator
 from vof.protocol.v5_target import V5Target
 from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 
+Target = TypeVar("Target", bound=TargetStream, covariant=True)
+
+
+class Streams(NamedTuple, Generic[Target]):
+    """A dialect's mapping onto one kind of carrier.
+
+    Attributes:
+        target: the target's side.
+        initiator: the initiator's side, of a queue size and whether it is a control queue.
+    """
+
+    target: type[Target]
+    initiator: Callable[[int, bool], InitiatorStream]
+
 
 class Dialect(NamedTuple):
     """One row.
 
     Attributes:
-        port: default TCP port.
-        target: the target's mapping.
-        initiator: the initiator's mapping.
+        port: default port.
+        stream: the mapping onto a byte stream.
         required: features that a device must offer. Where it is none, a device without
             VIRTIO_F_VERSION_1 is driven as well: the byte order is fixed by the dialect.
     """
 
     port: int
-    target: type[TargetStream]
-    initiator: type[InitiatorStream]
+    stream: Streams[ByteTarget]
     required: int
+
+    def on(self, mapping: str) -> Streams[TargetStream]:
+        """Return the mapping onto a kind of carrier: see ``Connection.mapping``."""
+        return {"stream": self.stream}[mapping]
 
 
 DIALECTS = {
-    "v5": Dialect(v5.PORT, V5Target, V5Initiator, bit(VIRTIO_F_VERSION_1)),
-    "v0": Dialect(v0.PORT, V0Target, V0Initiator, 0),
+    "v5": Dialect(v5.PORT, Streams(V5Target, V5Initiator), bit(VIRTIO_F_VERSION_1)),
+    "v0": Dialect(v0.PORT, Streams(V0Target, V0Initiator), 0),
 }
 NATIVE = "v5"
 
@@ -56,18 +75,31 @@ def recognise(head: Buffer) -> Dialect:
     return DIALECTS["v0" if opcode == v0.CONNECT and ndesc == 1 else NATIVE]
 
 
-class Opening:
+class Opening(ABC):
     """The stream of a connection whose dialect is not known yet; nothing is sent on it.
 
     Attributes:
-        dialect: as soon as it is known. Another stream goes on with ``inbox`` then.
+        dialect: as soon as it is known.
     """
+
+    dialect: Dialect | None = None
+
+    @abstractmethod
+    def open(self, dialect: Dialect, request_bytes: int, queue_bytes: int) -> TargetStream:
+        """Return the stream that goes on with what came; ``advance`` lets it begin."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of everything; see ``TargetStream.release``."""
+
+
+class ByteOpening(Opening):
+    """What begins with 16 bytes that are not read yet."""
 
     def __init__(self) -> None:
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.seal = self.outbox.seal
-        self.dialect: Dialect | None = None
         self.inbox.run(self._head())
 
     def _head(self) -> Program:
@@ -77,9 +109,17 @@ class Opening:
         self.dialect = recognise(inbox.view[inbox.pos : inbox.pos + _HEAD.size])
         yield None
 
+    def open(self, dialect: Dialect, request_bytes: int, queue_bytes: int) -> TargetStream:
+        """Let another stream go on with the inbox."""
+        return dialect.stream.target(request_bytes, queue_bytes, self.inbox)
+
     def release(self) -> None:
-        """Let go of everything; see ``TargetStream.release``."""
+        """Let go of everything."""
         self.inbox.release()
 
     def all_sent(self) -> None:
         """Note that nothing waits to be sent: nothing ever does."""
+
+
+OPENINGS: dict[str, type[Opening]] = {"stream": ByteOpening}
+"""By kind of carrier."""

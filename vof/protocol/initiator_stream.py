@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the initiator's side of a byte stream is, whatever the dialect. Pure.
+"""What the initiator's side of a stream is, whatever the dialect and the mapping. Pure.
 
 A command id stands for an entry in a list; entries that are free stand on a stack. So the token
 given at ``add`` is what a completion is matched with, and an id comes back into use only when its
@@ -9,15 +9,11 @@ completion was read, whatever happened to whoever waited for it.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from vof.memory import Buffer
 from vof.protocol import v5
 from vof.protocol.session import Event, Session
-from vof.protocol.stream import Inbox, Outbox, Program
-
-SMALL_BYTES = 32 * 1024
-"""Readable parts up to this size are copied behind their header."""
 
 Used = tuple[object, int, object]
 
@@ -56,12 +52,12 @@ class InitiatorStream(ABC):
         answers: completions of control commands that were not taken yet.
         notices: completions that nobody asked for, that were not taken yet.
         session: what may be sent and received now.
+        transport_features: those of the transport that are of use here, if the target has them.
     """
 
+    transport_features: ClassVar[int] = 0
+
     def __init__(self, size: int, control: bool) -> None:
-        self.inbox = Inbox()
-        self.outbox = Outbox()
-        self.seal = self.outbox.seal
         self.free = list(range(size - 1, -1, -1))
         self.used: deque[Used] = deque()
         self.answers: deque[Answer] = deque()
@@ -69,12 +65,6 @@ class InitiatorStream(ABC):
         self._entries: list[Entry | None] = [None] * size
         self.session = Session()
         self._control = control
-        self._filling: tuple[int, list[memoryview]] | None = None
-        self.inbox.run(self._completions())
-
-    @abstractmethod
-    def _completions(self) -> Program:
-        """Read completions for ever."""
 
     @abstractmethod
     def add(self, sgs: Sequence[Buffer], out_sgs: int, data: object, ctx: object) -> None:
@@ -90,22 +80,9 @@ class InitiatorStream(ABC):
             LocalProtocolError: it may not be sent now; nothing was appended.
         """
 
-    def all_sent(self) -> None:  # noqa: B027 - nothing to do, on purpose
-        """Note that nothing waits to be sent any more."""
-
-    def _fill(self, segments: Sequence[memoryview], length: int) -> Program:
-        """Take bytes into segments, large payload directly; leaves fewer for those cut away."""
-        inbox = self.inbox
-        for segment in segments:
-            part = segment[:length]
-            length -= len(part)
-            here = min(inbox.end - inbox.pos, len(part))
-            part[:here] = inbox.view[inbox.pos : inbox.pos + here]
-            inbox.pos += here
-            if here < len(part):
-                yield part[here:]
-        self._filling = None
-        yield from inbox.discard(length)  # what was abandoned has no segments any more
+    @abstractmethod
+    def trim(self) -> None:
+        """Let go of memory that holds nothing."""
 
     # -- ends ---------------------------------------------------------------------------------
 
@@ -116,16 +93,18 @@ class InitiatorStream(ABC):
     def abandon(self) -> object | None:
         """Return the token of one request in flight, or None; its buffers are not touched again.
 
-        Its command id stays in use until its completion was read.
+        Its command id stays in use until its completion was read. Where the peer has access to
+        memory, the connection must be over.
         """
         for command_id, entry in enumerate(self._entries):
             if entry is not None and entry[2] is not None and entry[0] is not ABANDONED:
                 self._entries[command_id] = (ABANDONED, None, (), entry[3])
-                if self._filling and self._filling[0] == command_id:
-                    self._filling[1].clear()
-                    self.inbox.redirect()
+                self._spare(command_id)
                 return entry[0]
         return None
+
+    def _spare(self, command_id: int) -> None:  # noqa: B027 - for whom it makes a difference
+        """Touch the buffers of a request no more: it was abandoned."""
 
 
 def answered(opcode: object, status: int) -> Event:

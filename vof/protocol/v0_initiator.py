@@ -16,12 +16,11 @@ from typing import NamedTuple
 from vof.errors import CommandError, InvalidArgument, RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v0, v5
+from vof.protocol.byte_initiator import SMALL_BYTES, ByteInitiator
 from vof.protocol.initiator_stream import (
     ABANDONED,
     SENT,
-    SMALL_BYTES,
     Answer,
-    InitiatorStream,
     answered,
 )
 from vof.protocol.session import Event
@@ -115,7 +114,7 @@ class _Command:
         self.results: list[Result] = []
 
 
-class V0Initiator(InitiatorStream):
+class V0Initiator(ByteInitiator):
     """See ``InitiatorStream``."""
 
     def __init__(self, size: int, control: bool) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.protocol import v0, v5
+from vof.protocol.byte_target import ByteTarget
 from vof.protocol.stream import INLINE_BYTES, Inbox, Program
-from vof.protocol.target_stream import UNKNOWN, Message, TargetStream, check_used
+from vof.protocol.target_stream import UNKNOWN, Message, check_used
 from vof.virtio.model import Chain
 
 VRING_COMMAND = v0.COMMANDS[v0.VRING].command.codec
@@ -28,7 +29,7 @@ MOST_HELD = v5.CONTROL_QUEUE_SIZE
 OPCODES = {common: opcode for opcode, common in v0.COMMON.items()}
 
 
-class V0Target(TargetStream):
+class V0Target(ByteTarget):
     """See ``TargetStream``."""
 
     dialect = "v0"

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from vof.errors import CommandError, RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v5
+from vof.protocol.byte_initiator import SMALL_BYTES, ByteInitiator
 from vof.protocol.initiator_stream import (
     ABANDONED,
     SENT,
-    SMALL_BYTES,
     Answer,
-    InitiatorStream,
     answered,
     scatter,
 )
@@ -22,7 +21,7 @@ from vof.protocol.stream import INLINE_BYTES, Program
 HEADER = struct.Struct("<HH4xII")
 
 
-class V5Initiator(InitiatorStream):
+class V5Initiator(ByteInitiator):
     """See ``InitiatorStream``."""
 
     # -- out ----------------------------------------------------------------------------------

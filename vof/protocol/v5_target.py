@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.protocol import v5
+from vof.protocol.byte_target import ByteTarget
 from vof.protocol.stream import INLINE_BYTES, Program
-from vof.protocol.target_stream import Message, TargetStream
+from vof.protocol.target_stream import Message
 from vof.protocol.wire import Layout
 from vof.virtio.model import Chain
 
@@ -19,7 +20,7 @@ NOTICES = {v5.ID_CONFIG_CHANGE: v5.CONFIG_EVENT, v5.ID_KEEPALIVE: v5.KEEPALIVE_E
 NO_FIELDS: Mapping[str, int] = {}
 
 
-class V5Target(TargetStream):
+class V5Target(ByteTarget):
     """See ``TargetStream``."""
 
     dialect = "v5"

@@ -99,7 +99,7 @@ class Association:
                 message = stream.messages.pop(0)
                 await self._command(message, session)
             elif stream.paused:
-                stream.inbox.advance()
+                stream.advance()
             else:
                 with trio.move_on_after(keepalive or float("inf")) as scope:
                     await connection.wait()

@@ -167,7 +167,7 @@ class FabricDeviceQueue:
             None if came is None else now - came,
             "peer" if blocked else where if in_flight else "",
             stream.paused and not stream.messages,
-            stream.outbox.pending(),
+            stream.pending(),
             now - connection.stuck if blocked else None,
             self.requests,
             stream.errors,
@@ -209,20 +209,28 @@ class FabricDeviceQueue:
         if connection.error is not None:
             await self._end()
         elif self._quiet:
-            await trio.sleep_forever()
+            if not stream.transferring:
+                await trio.sleep_forever()
+            await self._look()
         elif self._leaving is not None:
             await self._leave(self._leaving)
         elif stream.messages:
             await self._message()
-        elif connection.blocked and (stream.paused or stream.outbox.pending() > MOST_UNSENT):
+        elif connection.blocked and (stream.paused or stream.pending() > MOST_UNSENT):
             await connection.drained()
         elif stream.paused:
-            if stream.inflight or stream.starved:
+            if stream.transferring:
+                await self._look()
+            elif stream.inflight or stream.starved:
                 await self._step()
-            stream.inbox.advance()
+            stream.advance()
         else:
-            await connection.wait()
-            connection.receive()
+            await self._look()
+
+    async def _look(self) -> None:
+        """Wait for the connection, and take what came."""
+        await self._connection.wait()
+        self._connection.receive()
 
     async def _message(self) -> None:
         """Handle a command that is not a request."""
@@ -242,7 +250,7 @@ class FabricDeviceQueue:
         self._session.sent(Event.COMPLETION)
         self._connection.flush()
         await self._connection.drained()
-        stream.inbox.advance()
+        stream.advance()
 
     async def _leave(self, message: Message) -> None:
         """Answer DISCONNECT when nothing is in flight any more. Cancelling it loses nothing."""
@@ -299,6 +307,7 @@ class FabricDeviceQueue:
     def quiesce(self) -> None:
         """Take no more requests; what is in flight goes on."""
         self._quiet = True
+        self._stream.quiesce()
 
     def trim(self) -> None:
         """Let go of memory that holds nothing."""

@@ -19,7 +19,7 @@ from vof.errors import RemoteProtocolError, VofError
 from vof.memory import HEAP
 from vof.protocol import v5
 from vof.protocol.budget import Budget
-from vof.protocol.dialects import Dialect, Opening
+from vof.protocol.dialects import OPENINGS, Dialect, Opening
 from vof.protocol.session import Event, Session
 from vof.protocol.target_stream import Message, TargetStream
 from vof.target.access import THIS_MACHINE, Allow, decide
@@ -248,7 +248,7 @@ class Server:
     async def _connection(self, connection: Connection, dialect: Dialect | None) -> None:
         """Serve one connection from CONNECT to its end."""
         session = Session()
-        opening = Opening()
+        opening = OPENINGS[connection.mapping]()
         stream: TargetStream | None = None
         try:
             bound = None
@@ -288,11 +288,11 @@ class Server:
             connection.receive()
             dialect = opening.dialect
         limits = self.limits
-        stream = dialect.target(limits.request_bytes, limits.queue_bytes, opening.inbox)
+        stream = opening.open(dialect, limits.request_bytes, limits.queue_bytes)
         self.connections[connection] = stream
         connection.stalling = self._stalls.note
         connection.attach(stream, self._nursery)
-        stream.inbox.advance()
+        stream.advance()
         return stream
 
     async def _connect(
@@ -322,7 +322,7 @@ class Server:
             if bound:
                 stream.trim()  # many queues are connected and not used for long
                 return bound  # which reads on: what came behind CONNECT is its to judge
-            stream.inbox.advance()
+            stream.advance()
         return None
 
     def _bind(

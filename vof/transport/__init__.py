@@ -27,7 +27,7 @@ class Scheme(NamedTuple):
     """One row of the table of schemes.
 
     Attributes:
-        module: has ``async connect(url)`` and ``async listen(url)``; imported on first use.
+        module: has ``async connect(url, beside)`` and ``async listen(url)``; imported on first use.
         form: what a URL looks like.
     """
 
@@ -90,9 +90,15 @@ def parse_url(text: str) -> Url:
     return url._replace(port=url.dialect.port) if url.port < 0 else url
 
 
-async def connect(url: Url) -> Connection:
-    """Open one connection. Suspends; raises OSError."""
-    connection: Connection = await importlib.import_module(SCHEMES[url.scheme].module).connect(url)
+async def connect(url: Url, beside: Connection | None = None) -> Connection:
+    """Open one connection. Suspends; raises OSError.
+
+    Args:
+        url: where to.
+        beside: another connection to there, for the same device, which knows the same buffers.
+    """
+    module = importlib.import_module(SCHEMES[url.scheme].module)
+    connection: Connection = await module.connect(url, beside)
     return connection
 
 

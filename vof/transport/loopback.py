@@ -45,7 +45,7 @@ class LoopbackListener(Listener):
         self._receive.close()
 
 
-async def connect(url: Url) -> Connection:
+async def connect(url: Url, beside: Connection | None = None) -> Connection:
     """Connect. Raises OSError."""
     await trio.lowlevel.checkpoint()
     listener = _listeners.get(url.host)

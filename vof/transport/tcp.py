@@ -10,7 +10,7 @@ from vof.transport.base import Connection, Listener, Url
 from vof.transport.sockets import SocketListener, connection
 
 
-async def connect(url: Url) -> Connection:
+async def connect(url: Url, beside: Connection | None = None) -> Connection:
     """Connect to the first address of the host that answers. Suspends; raises OSError."""
     stream = await trio.open_tcp_stream(url.host, url.port)
     sock = socket.socket(fileno=stream.socket.detach())

@@ -13,7 +13,7 @@ from vof.transport.base import Connection, Listener, Url
 from vof.transport.sockets import SocketListener, connection
 
 
-async def connect(url: Url) -> Connection:
+async def connect(url: Url, beside: Connection | None = None) -> Connection:
     """Connect. Suspends; raises OSError."""
     stream = await trio.open_unix_socket(url.path)
     return connection(socket.socket(fileno=stream.socket.detach()))
