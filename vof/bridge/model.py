@@ -174,16 +174,21 @@ class Bridge(DeviceModel):
 
     def _lost(self, device: VirtioDevice, error: VofError) -> None:
         """The device is out of reach: nothing goes on until it is there again."""
+        if self._there.is_set():
+            self._there = trio.Event()
+            self._keeps = self._live
         self.losses += 1
         self.lost_since = monotonic()
         self.why = str(error)
-        self._keeps, self._live = self._live, False
-        self._there = trio.Event()
+        self._live = False
         log.warning("%s: lost: %s", self.name, self.why)
         self._nursery.start_soon(self._recover)
 
     async def _recover(self) -> None:
+        losses = self.losses
         resumed = await self.device.recover()
+        if self.losses != losses:  # it was lost again at once, and is recovered again
+            return
         self.pool = self.device.pool
         if resumed:
             self._live = self._keeps
@@ -206,7 +211,10 @@ class Bridge(DeviceModel):
         """Bring the device to DRIVER_OK with the negotiated features, as soon as it is there."""
         async with self._turn:
             while not self._live:
-                await self._there.wait()
+                if not self._there.is_set():
+                    await self._there.wait()
+                    continue
+                losses = self.losses
                 try:
                     await self.device.initialize(self.features, self.features)
                     await self.device.ready()
@@ -214,7 +222,7 @@ class Bridge(DeviceModel):
                     if self._there.is_set():
                         raise
                 else:
-                    self._live = True
+                    self._live = self.losses == losses
 
     async def _set_up(self, index: int) -> Virtqueue:
         """Set a queue up, at a device that is live."""

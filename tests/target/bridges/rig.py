@@ -21,6 +21,7 @@ from vof.virtio.constants import VIRTIO_ID_BLOCK
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 SIZE = 2 * MIB
+BLOCK, WORKERS = 4096, 16
 
 
 class Process:
@@ -48,10 +49,22 @@ class Process:
             assert self.process.stdout.readline() == b"ready\n"
         return self
 
+    def again(self, *words):
+        """Wait until it is dead, then run another in its place."""
+        self.process.communicate()
+        self.words = words
+        self.log.unlink(missing_ok=True)
+        self.start()
+        self.ready()
+
+    def kill(self):
+        """Kill it, whatever it does."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
     def end(self):
-        """Kill it. Idempotent."""
+        """See that it is dead. Idempotent."""
         if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
             self.process.communicate()
 
     def grow(self, size):
@@ -94,11 +107,11 @@ async def serving(**exports):
 
 @asynccontextmanager
 async def bridged(path, **options):
-    """A server of the device behind a socket; yields the device and its URL."""
+    """A server of the device behind a socket; yields the bridge and its URL."""
     async with opened(path, **options) as (device, nursery):
         bridge = await Bridge.open(device, nursery)
         async with serving(it=lambda: bridge) as (_, url):
-            yield device, url("it")
+            yield bridge, url("it")
 
 
 async def verified(disk, size=MIB, seed=1):
@@ -117,3 +130,22 @@ async def verified(disk, size=MIB, seed=1):
     await disk.flush()
     assert await disk.read(0, size) == content
     return content
+
+
+async def load(disk, over, task_status=trio.TASK_STATUS_IGNORED):
+    """Write blocks and read them back until ``over``; return what stands where then."""
+    written = {}
+
+    async def worker(number):
+        rng = random.Random(number)
+        while not over.is_set():
+            at = BLOCK * (WORKERS * rng.randrange(SIZE // BLOCK // WORKERS) + number)
+            data = rng.randbytes(BLOCK)
+            await disk.write(at, data)
+            written[at] = data
+            assert await disk.read(at, BLOCK) == data
+
+    async with trio.open_nursery() as nursery:
+        for number in range(WORKERS):
+            nursery.start_soon(worker, number)
+        task_status.started(written)

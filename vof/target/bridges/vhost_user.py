@@ -117,7 +117,9 @@ class VhostUserDevice(VirtioDevice):
         self._status = 0
         self._offered = 0
         self._rings: dict[int, Ring] = {}
-        self._shared = False  # the backend has the region
+        self._shared = False  # the backend has its memory
+        self._seen = False  # it may have the region, at least
+        self._turn = trio.Lock()  # rings come, go and go on one after the other
         self._inflight: Inflight | None = None
         self._session: Session | None = None
         self._known = False  # the session is somebody's: its end is to be told
@@ -190,10 +192,14 @@ class VhostUserDevice(VirtioDevice):
         self._config = session.config
         self._own = 0 if session.has(Protocol.CONFIG) else self._given_features
         self.refused = unserved(self.device_id, session.offered)
-        self._shared = False
+        self._shared = self._seen = False
 
     async def _resume(self) -> bool:
         """Let a fresh backend go on with the rings, if there are any and it can."""
+        async with self._turn:
+            return await self._resume_rings()
+
+    async def _resume_rings(self) -> bool:
         inflight, session = self._inflight, self._connected
         if not self._rings or inflight is None:
             return False
@@ -235,7 +241,7 @@ class VhostUserDevice(VirtioDevice):
 
     def _renew(self) -> None:
         """Leave the region to a backend that may still write there."""
-        if self._shared:
+        if self._seen:
             size = self.region.size
             self.region.close()
             self.pool = self.region = Region(size)
@@ -362,8 +368,9 @@ class VhostUserDevice(VirtioDevice):
         if index in self._rings:
             raise QueueBusy(f"queue {index} is set up already")
         session = self._connected
-        if not self._shared:
-            await self._share()
+        async with self._turn:
+            if not self._shared:
+                await self._share()
         ring = Ring(
             index,
             info,
@@ -385,8 +392,9 @@ class VhostUserDevice(VirtioDevice):
 
     async def _share(self) -> None:
         """Give the backend its memory."""
+        session, self._seen = self._connected, True
+        self._inflight = await session.share(self.region, self._queue_size, self._inflight)
         self._shared = True
-        self._inflight = await self._connected.share(self.region, self._queue_size, self._inflight)
 
     def _forget_inflight(self) -> None:
         """Begin anew with nothing in flight."""
@@ -403,20 +411,20 @@ class VhostUserDevice(VirtioDevice):
 
     async def del_vq(self, index: int) -> None:
         """Stop one ring: when the backend answers, it touches no buffer of it any more."""
-        ring = self._rings.get(index)
-        if ring is None:
-            return
-        proven = True
-        try:
-            if (session := self._session) is not None:
-                try:
-                    await ring.stop(session.frontend)
-                except VofError:
-                    proven = session.frontend.proven
-        finally:
-            del self._rings[index]
-            self.vqs.remove(ring.vq)
-            ring.close(proven)
+        async with self._turn:
+            if (ring := self._rings.get(index)) is None:
+                return
+            proven = True
+            try:
+                if (session := self._session) is not None:
+                    try:
+                        await ring.stop(session.frontend)
+                    except VofError:
+                        proven = session.frontend.proven
+            finally:
+                del self._rings[index]
+                self.vqs.remove(ring.vq)
+                ring.close(proven)
 
     async def del_vqs(self) -> None:
         """Stop the rings. Buffers in them come back by ``detach_unused_buf``."""
