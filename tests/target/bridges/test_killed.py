@@ -94,9 +94,9 @@ def drive(ring, back, want):
     ring.vq.kick()
 
 
-@pytest.mark.parametrize("base", [0, 65530])
 @pytest.mark.parametrize("kind", TRACKED, ids=lambda kind: kind.name)
-def test_killed_anywhere_every_chain_comes_back_once(kind, base):
+def test_killed_anywhere_every_chain_comes_back_once(kind):
+    base = 65530  # positions wrap soon
     ring = Ring(kind, NUM, base=base, size=1 << 17)
     disk, back, deaths = Disk(ring, base), [], 0
     for line in list(range(1, LINES)) * 2:
