@@ -30,7 +30,7 @@ STOP_S = 10.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
     parser.add_argument(
         "--vhost-user", action="store_true", help="the disk is served by qemu-storage-daemon"
     )
