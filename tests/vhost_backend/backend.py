@@ -23,6 +23,8 @@ from vof.virtio.vhost_user import FRONTEND, Message, Protocol
 
 NAMES = {row.number: row.name for row in FRONTEND.values()}
 POLL_S = 0.001
+WRONG = Refused, RingError, RemoteProtocolError, struct.error, OSError, LookupError, ValueError
+"""What a request that cannot be carried out ends with, the memory that it names being anybody's."""
 
 
 class Backend:
@@ -96,7 +98,7 @@ class Backend:
             failed = 0
             if isinstance(result, tuple):
                 payload, *fds = result
-        except (Refused, RingError, RemoteProtocolError, struct.error) as error:
+        except WRONG as error:
             self.log(f"refused {name}: {error}")
         if row is not None and row.reply is not None:
             self.reply(message.number, payload, fds)
@@ -237,10 +239,10 @@ class Backend:
 
     def set_vring_kick(self, message):
         ring = self.set_fd("KICK", message)
-        if ring.vringh is None:
-            ring.vringh = self.make(ring)
         if ring.fds["KICK"] is not None:
             self.watch(ring.fds["KICK"], lambda: self.kick(ring))
+        if ring.vringh is None:
+            ring.vringh = self.make(ring)
         ring.kicked = ring.fds["KICK"] is None or bool(ring.vringh.unfinished)
         self.start(ring)
 
@@ -306,7 +308,7 @@ class Backend:
 
     def start(self, ring):
         """Let a ring run that was kicked and is enabled; first what somebody else left."""
-        if ring.kicked and ring.enabled:
+        if ring.kicked and ring.enabled and ring.vringh is not None:
             self.busy.add(ring)
             if chains := ring.vringh.resubmitted():
                 self.log(f"ring {ring.index} resubmits {len(chains)}")

@@ -141,7 +141,9 @@ class TrackedPacked(Tracked, PackedVringh):
         shorts[self.USED_IDX] = at = shorts[self.OLD_USED_IDX]
         state[self.WRAP] = state[self.OLD_WRAP]
         i = shorts[self.FREE]
-        while i < num:
+        for _ in range(num):
+            if i == num:
+                break
             state[32 + 32 * i] = 0
             i = shorts[self.NEXT + 16 * i]
         heads = [i for i in range(num) if state[32 + 32 * i]]

@@ -102,6 +102,7 @@ FAILING = [
     "ahead",
     "no_end",
     "everywhere",
+    "poison",
     "ghost",
     "wrong_status",
     "error",

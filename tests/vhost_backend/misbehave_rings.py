@@ -89,6 +89,14 @@ def everywhere(backend, ring, chains):
         ring.signal("CALL")
 
 
+def poison(backend, ring, chains):
+    """Leave nothing to whoever comes next but noise, in the rings and of what is in flight."""
+    scribble(backend)
+    if backend.inflight is not None:
+        backend.inflight[:] = noise.randbytes(len(backend.inflight))
+    die()
+
+
 def ghost(backend, ring, chains):
     """Leave, and go on writing into the memory for a while."""
     if os.fork():
@@ -185,6 +193,7 @@ RINGS = {
     "no_end": Misbehaviour(chains=no_end),
     "descriptors": Misbehaviour(chains=descriptors),
     "everywhere": Misbehaviour(chains=everywhere),
+    "poison": Misbehaviour(chains=poison),
     "ghost": Misbehaviour(chains=ghost),
     "wrong_status": Misbehaviour(chains=wrong_status),
     "error": Misbehaviour(chains=error),

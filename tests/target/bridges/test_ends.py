@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Backends that end under load, and others that take their place."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
 
 import vof
-from tests.target.bridges.rig import BLOCK, bridged, load
+from tests.target.bridges.rig import BLOCK, bridged, load, verified
+from vof.errors import VofError
 from vof.initiator.drivers import Blk
 from vof.target.bridges import vhost_user
 
@@ -114,3 +115,24 @@ async def test_an_initiator_may_leave_while_there_is_no_backend(backends):
             async with vof.connect(url) as remote, Blk(remote) as disk:
                 assert await disk.read(0, 512) == b"\x01" * 512
     assert bridge.losses == 1
+
+
+@pytest.mark.parametrize("rings", [[], ["--packed"]], ids=["split", "packed"])
+async def test_who_comes_after_one_that_left_only_noise(backends, rings):
+    backend = backends(*rings, "--misbehave", "poison").ready()
+    async with bridged(backend.path) as (bridge, url):
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(tries, url)
+                await in_thread(backend.again, *rings)
+                await until(lambda: bridge.lost_since is None)
+            async with vof.connect(url) as remote, Blk(remote) as disk:
+                await verified(disk)
+    assert bridge.losses >= 1
+
+
+async def tries(url):
+    """An initiator whose device is lost."""
+    with suppress(VofError):
+        async with vof.connect(url) as remote, Blk(remote) as disk:
+            await disk.read(0, BLOCK)
