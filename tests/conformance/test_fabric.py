@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The fabric virtqueue passes the suite on every stream transport, in every dialect."""
+"""The fabric virtqueue passes the suite on every carrier, in every dialect."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from tests.conformance.fabric import Make, fabric
 from vof.conformance import CHECKS, DEVICE_CHECKS
 from vof.protocol.dialects import DIALECTS
+from vof.transport.loopback_pairs import faults
 
 
 @pytest.fixture(params=DIALECTS)
@@ -16,14 +17,23 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["loopback", "unix", "tcp"])
+@pytest.fixture(params=["loopback", "keyed", "unix", "tcp"])
 def make(request: pytest.FixtureRequest, tmp_path: Path, dialect: str) -> Make:
     url = {
         "loopback": "vof+loopback://conformance",
+        "keyed": "vof+loopback+keyed://conformance",
         "unix": f"vof+unix://{tmp_path}/s",
         "tcp": "vof+tcp://127.0.0.1:0",
     }[request.param]
     return fabric(url, dialect)
+
+
+@pytest.fixture(autouse=True)
+def no_fault() -> Iterator[None]:
+    """No adapter would have had to refuse anything."""
+    faults.clear()
+    yield
+    assert not faults
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -22,7 +22,8 @@ from vof.protocol import v5
 from vof.protocol.byte_target import SLAB_BYTES
 from vof.protocol.dialects import DIALECTS, ByteOpening
 from vof.protocol.session import State
-from vof.protocol.v0_initiator import CONTROL_IDS, V0Initiator
+from vof.protocol.v0_commands import CONTROL_IDS
+from vof.protocol.v0_initiator import V0Initiator
 from vof.protocol.v0_target import V0Target
 
 FIRST = CONTROL_IDS.start

@@ -71,7 +71,7 @@ def hold_more(stream):
 
 
 def forget_what_was_changed(stream):
-    del stream._waiting[:1]
+    stream._asked = stream._asked[1:]
 
 
 def ask_by_itself(stream):

@@ -12,7 +12,7 @@ from tests.liar_v0 import Rng, serving
 from tests.wire_v0 import CONNECT, DESC, GET_CONFIG_CHANGED, GET_NUM_QUEUES, VRING, WRITE, done
 from vof.errors import RemoteProtocolError
 from vof.initiator.requests import RequestQueue
-from vof.protocol.v0_initiator import CONTROL_IDS
+from vof.protocol.v0_commands import CONTROL_IDS
 from vof.virtio.device import VirtqueueInfo
 
 Q = VirtqueueInfo("q")

@@ -19,7 +19,7 @@ SPECS = Path(__file__).parents[2] / "specs"
 TEXT = (SPECS / "protocol.md").read_text()
 LINES = TEXT.split("\n")
 HEADINGS = [line.lstrip("# ") for line in LINES if line.startswith("#")]
-QUEUES = {"": "none", "c": "control", "v": "virtqueue", "cv": "control, virtqueue"}
+QUEUES = {"c": "control", "v": "virtqueue", "cv": "control, virtqueue"}
 
 
 def tables(*columns: str, lines: list[str] = LINES) -> dict[str, list[list[str]]]:
@@ -106,9 +106,8 @@ def test_the_commands_and_where_they_are_legal():
         [command.name, f"0x{command.opcode:04x}", QUEUES[command.queues]]
         for command in v5.COMMANDS.values()
     ]
-    bits = {row[0]: row[3] for row in rows if row[3]}
-    assert {name for name, _, queue, _ in rows if queue == "none"} == set(bits)
-    assert {name for name in vars(v5) if name.startswith("F_")} == set(bits.values())
+    bits = {row[3] for row in rows if row[3]}
+    assert {name for name in vars(v5) if name.startswith("F_")} == bits
 
 
 def test_the_status_codes():
@@ -191,7 +190,7 @@ def since(name: str) -> str:
 
 def test_every_command_is_in_the_table_of_features():
     for command in v5.COMMANDS.values():
-        assert since(command.name) == ("0.1" if command.queues else "not yet"), command.name
+        assert since(command.name) == "0.1", command.name
 
 
 def test_every_reserved_feature_is_in_the_table_of_features():

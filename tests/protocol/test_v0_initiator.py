@@ -12,7 +12,8 @@ from vof.protocol import v5
 from vof.protocol.byte_initiator import SMALL_BYTES
 from vof.protocol.session import State
 from vof.protocol.stream import INLINE_BYTES
-from vof.protocol.v0_initiator import CONTROL_IDS, V0Initiator
+from vof.protocol.v0_commands import CONTROL_IDS
+from vof.protocol.v0_initiator import V0Initiator
 
 DESC = struct.Struct("<QIHHI4x")
 DONE = struct.Struct("<HHHHQ")

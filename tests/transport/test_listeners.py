@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from vof.transport import Url, connect, listen, parse_url
+from vof.transport.connection import SocketConnection
 
 LIMIT = 10
 
@@ -248,8 +249,9 @@ async def test_a_directory_that_is_not_there(tmp_path):
 async def test_a_loopback_listener_takes_so_many_and_no_more():
     (listener,) = await listen(Url("vof+loopback", "many"))
     near, far = socket.socketpair()
+    waiting = SocketConnection(far, "peer")
     for _ in range(1024):
-        listener.offer(far)
+        listener.offer(waiting)
     before = open_files()
     with pytest.raises(ConnectionRefusedError, match="too many"):
         await connect(listener.url)

@@ -141,7 +141,8 @@ async def out_of_order(make: Make) -> None:
                 data, written, _ = await rig.used()
                 expect(data is tokens[mark], "buffers come back in the order of use")
                 same(written, 3, "used length")
-                same(bytes(buffers[mark][:4]), bytes([mark] * 3 + [FILL]), "each its own bytes")
+                same(bytes(buffers[mark][:3]), bytes([mark] * 3), "each its own bytes")
+                expect(buffers[mark][3] in (FILL, 0), "what the device did not write holds nothing")
 
 
 async def full(make: Make) -> None:

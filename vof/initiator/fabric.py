@@ -21,6 +21,7 @@ from vof.errors import (
     VofError,
 )
 from vof.initiator.control import ControlQueue, exchange
+from vof.initiator.transport_features import Transport
 from vof.initiator.virtqueue import FabricVirtqueue, Link
 from vof.memory import HEAP, Pool
 from vof.protocol import v5
@@ -71,6 +72,7 @@ class FabricDevice(VirtioDevice):
         self._news = self._looking = False
         self._connection: Connection
         self._control: ControlQueue
+        self._transport: Transport
 
     async def open(self) -> None:
         """Connect the control queue. Suspends.
@@ -89,7 +91,9 @@ class FabricDevice(VirtioDevice):
             self._connection, stream, self._timeout, self._keepalive, self._notice, self._lost
         )
         self._nursery.start_soon(self._control.run, self._nursery)
+        self._transport = Transport(self._control, stream.transport_features)
         try:
+            await self._transport.negotiate()
             self.device_id = (await self._command(v5.GET_DEVICE_ID))["device_id"]
             self.vendor_id = (await self._command(v5.GET_VENDOR_ID))["vendor_id"]
         except BaseException:
@@ -240,6 +244,11 @@ class FabricDevice(VirtioDevice):
         link, _ = await self._link(
             size, False, BUSY_RETRIES, device_instance_id=self.instance_id, vq_index=index
         )
+        try:
+            await self._transport.prepare(link[1], index)
+        except BaseException:
+            link[0].close()
+            raise
         return link
 
     async def del_vq(self, index: int) -> None:

@@ -10,15 +10,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
+from vof.errors import RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v0, v5
 from vof.protocol.byte_target import ByteTarget
 from vof.protocol.initiator_stream import InitiatorStream
+from vof.protocol.keyed import FIRST_BYTES, KeyedStream, Post
+from vof.protocol.keyed_target import KeyedTarget
+from vof.protocol.registered import Memory
 from vof.protocol.stream import Inbox, Outbox, Program
 from vof.protocol.target_stream import TargetStream
 from vof.protocol.v0_initiator import V0Initiator
+from vof.protocol.v0_keyed_initiator import V0KeyedInitiator
+from vof.protocol.v0_keyed_target import V0KeyedTarget
 from vof.protocol.v0_target import V0Target
 from vof.protocol.v5_initiator import V5Initiator
+from vof.protocol.v5_keyed_initiator import V5KeyedInitiator
+from vof.protocol.v5_keyed_target import V5KeyedTarget
 from vof.protocol.v5_target import V5Target
 from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 
@@ -43,22 +51,31 @@ class Dialect(NamedTuple):
     Attributes:
         port: default port.
         stream: the mapping onto a byte stream.
+        keyed: the mapping onto a queue pair.
         required: features that a device must offer. Where it is none, a device without
             VIRTIO_F_VERSION_1 is driven as well: the byte order is fixed by the dialect.
     """
 
     port: int
     stream: Streams[ByteTarget]
+    keyed: Streams[KeyedTarget]
     required: int
 
     def on(self, mapping: str) -> Streams[TargetStream]:
         """Return the mapping onto a kind of carrier: see ``Connection.mapping``."""
-        return {"stream": self.stream}[mapping]
+        return self.keyed if mapping == "keyed" else self.stream
 
 
 DIALECTS = {
-    "v5": Dialect(v5.PORT, Streams(V5Target, V5Initiator), bit(VIRTIO_F_VERSION_1)),
-    "v0": Dialect(v0.PORT, Streams(V0Target, V0Initiator), 0),
+    "v5": Dialect(
+        v5.PORT,
+        Streams(V5Target, V5Initiator),
+        Streams(V5KeyedTarget, V5KeyedInitiator),
+        bit(VIRTIO_F_VERSION_1),
+    ),
+    "v0": Dialect(
+        v0.PORT, Streams(V0Target, V0Initiator), Streams(V0KeyedTarget, V0KeyedInitiator), 0
+    ),
 }
 NATIVE = "v5"
 
@@ -121,5 +138,47 @@ class ByteOpening(Opening):
         """Note that nothing waits to be sent: nothing ever does."""
 
 
-OPENINGS: dict[str, type[Opening]] = {"stream": ByteOpening}
+class KeyedOpening(Opening, KeyedStream):
+    """What begins with a message, of 16 bytes at least."""
+
+    def __init__(self) -> None:
+        self._came: list[bytes] = []
+
+    def carry(self, memory: Memory, reads: int) -> None:
+        """Begin: nothing is posted, so nothing of it is needed."""
+
+    @property
+    def receives(self) -> tuple[int, int]:
+        """For one message: the first."""
+        return 1 - len(self._came), FIRST_BYTES
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something is to be posted: never."""
+        return False
+
+    def posts(self, room: int) -> list[Post]:
+        """Return nothing."""
+        return []
+
+    def completed(self, count: int) -> None:
+        """Note nothing."""
+
+    def received(self, message: bytes) -> None:
+        """Take the first message."""
+        if len(message) < _HEAD.size:
+            raise RemoteProtocolError(f"a message of {len(message)} bytes; CONNECT has 16 and more")
+        self._came.append(message)
+        self.dialect = recognise(message)
+
+    def open(self, dialect: Dialect, request_bytes: int, queue_bytes: int) -> TargetStream:
+        """Let another stream go on with the message."""
+        return dialect.keyed.target(request_bytes, queue_bytes, self._came)
+
+    def release(self) -> None:
+        """Let go of everything."""
+        self._came.clear()
+
+
+OPENINGS: dict[str, type[Opening]] = {"stream": ByteOpening, "keyed": KeyedOpening}
 """By kind of carrier."""

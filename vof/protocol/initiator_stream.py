@@ -80,6 +80,14 @@ class InitiatorStream(ABC):
             LocalProtocolError: it may not be sent now; nothing was appended.
         """
 
+    def allow(self, descs: int, eager: Mapping[str, int] | None) -> None:  # noqa: B027
+        """Use what the target allows on this virtqueue, by its transport features.
+
+        Args:
+            descs: descriptors of one command; 0: it does not say.
+            eager: its eager buffer, as GET_KEYED_EAGER_BUF answered; None for none.
+        """
+
     @abstractmethod
     def trim(self) -> None:
         """Let go of memory that holds nothing."""

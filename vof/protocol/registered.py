@@ -7,12 +7,15 @@ need, and places in them are kept for the next request.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from vof.memory import Buffer, Pool, Region, address_of
 
 LOCAL, REMOTE_READ, REMOTE_WRITE = 0, 1, 2
 """Rights that a key gives to the peer: none, to read, to write."""
+
+Desc: TypeAlias = tuple[int, int, int]
+"""Memory of one side as the other is told of it: address, length, remote key."""
 
 REGION_BYTES = 1 << 20
 SLAB_BYTES = 256 * 1024
@@ -57,7 +60,11 @@ class Domain(ABC):
 
     @abstractmethod
     def deregister(self, keys: Keys) -> None:
-        """Take a registration back: nothing touches the region by its keys from here on."""
+        """Take a registration back: nothing touches the region by its keys from here on.
+
+        All end by themselves when the last queue pair of the domain is closed; then this does
+        nothing.
+        """
 
 
 class Registration(NamedTuple):

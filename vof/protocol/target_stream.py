@@ -138,6 +138,17 @@ class TargetStream(ABC):
     def advance(self) -> None:
         """Go on, where the parser paused; otherwise nothing happens."""
 
+    def eager_buffer(self, most: int) -> dict[str, int]:
+        """Return memory of this side that the initiator may write requests to beforehand.
+
+        Args:
+            most: pieces that it wants to hear of.
+
+        Returns:
+            The fields of the answer to GET_KEYED_EAGER_BUF; no pieces where there is no such thing.
+        """
+        return {"descs": 0}
+
     def quiesce(self) -> None:  # noqa: B027 - a request that is read at once is here already
         """Begin no more requests; those that began come whole."""
 

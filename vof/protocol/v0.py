@@ -14,8 +14,11 @@ from vof.protocol.wire import Command, Layout
 PORT = 15771
 BODY_BYTES = v5.BODY_BYTES
 OFTYPE_STREAM = 0
+OFTYPE_KEYED = 1
 MAX_SEGS = 1024
 """Descriptors of one request, at most."""
+KEYED_MAX_SEGS = 128
+"""The same on a keyed carrier, where they are one message: as many as the C target has room for."""
 FEATURE_MAX_SEGS = 0
 """The only transport feature: GET_FEATURE answers MAX_SEGS."""
 

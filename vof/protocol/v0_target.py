@@ -8,37 +8,26 @@ is refused for good carries the device's own word for failure in its last byte.
 """
 
 import struct
-from collections.abc import Callable
 
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.protocol import v0, v5
 from vof.protocol.byte_target import ByteTarget
-from vof.protocol.stream import INLINE_BYTES, Inbox, Program
-from vof.protocol.target_stream import UNKNOWN, Message, check_used
+from vof.protocol.stream import INLINE_BYTES, Program
+from vof.protocol.target_stream import check_used
+from vof.protocol.v0_answers import COMPLETION, V0Answers
 from vof.virtio.model import Chain
 
 VRING_COMMAND = v0.COMMANDS[v0.VRING].command.codec
-COMPLETION = struct.Struct("<HHH2xQ")
 DESC = v0.DESC.codec
 LENGTH = struct.Struct("<I")
 LENGTH_AT = 8
-VQN = slice(v5.VQN_BYTES, 2 * v5.VQN_BYTES)
-"""The device's name in a CONNECT body."""
-MOST_HELD = v5.CONTROL_QUEUE_SIZE
-
-OPCODES = {common: opcode for opcode, common in v0.COMMON.items()}
 
 
-class V0Target(ByteTarget):
+class V0Target(V0Answers, ByteTarget):
     """See ``TargetStream``."""
 
-    dialect = "v0"
-    waits = False
-
-    def __init__(self, request_bytes: int, queue_bytes: int, inbox: Inbox | None = None) -> None:
-        super().__init__(request_bytes, queue_bytes, inbox)
-        self._waiting: list[int] = []  # ids of GET_CONFIG_CHANGED commands
-        self._changed: int | None = None  # the generation that nobody was told yet
+    oftype = v0.OFTYPE_STREAM
+    most_segs = v0.MAX_SEGS
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -155,11 +144,7 @@ class V0Target(ByteTarget):
             yield head + length
         body = bytes(inbox.view[inbox.pos + head : inbox.pos + head + length])
         inbox.pos += head + length
-        if fields["device_instance_id"] == v5.NEW_INSTANCE and b"\0" not in body[VQN]:
-            self._complete(v0.ERRNO[v5.ENOTGT], command_id)  # to the C target, the name goes on
-            return
-        fields |= {"length": length, "queue_size": 0}
-        yield from self._message(Message(v5.CONNECT, command_id, fields, body, row.queues))
+        yield from self._connect_with(fields, command_id, body)
 
     def _other(self, opcode: int, command_id: int) -> Program:
         """Take any other command."""
@@ -167,42 +152,7 @@ class V0Target(ByteTarget):
         row = v0.COMMANDS.get(opcode)
         fields = row.command.decode(inbox.view, inbox.pos) if row else {}
         inbox.pos += 16
-        here = self._queue_size >= 0 and HERE.get(opcode)
-        if row and here and ("v" if self._queue_size else "c") in row.queues:
-            status = here(self, command_id, fields)
-            if status is not None:
-                self._complete(status, command_id)
-            if status is not None or opcode not in v0.COMMON:
-                return
-        common = v0.COMMON.get(opcode, UNKNOWN)
-        queues = row.queues if row else ""
-        yield from self._message(Message(common, command_id, fields, b"", queues))
-
-    # -- commands, or parts of them, that concern the wire alone: the status, or None ---------
-
-    def _get_feature(self, command_id: int, fields: dict[str, int]) -> int | None:
-        if fields["select"] != v0.FEATURE_MAX_SEGS:
-            return v0.ERRNO[v5.EFEATURE]
-        self._complete(v0.OK, command_id, value=v0.MAX_SEGS)
-        return None
-
-    def _set_feature(self, command_id: int, fields: dict[str, int]) -> int | None:
-        right = fields["select"] == v0.FEATURE_MAX_SEGS and 0 < fields["feature"] <= v0.MAX_SEGS
-        return v0.OK if right else v0.ERRNO[v5.EFEATURE]
-
-    def _select(self, command_id: int, fields: dict[str, int]) -> int | None:
-        return v0.ERRNO[v5.EDEVFEATURE] if fields["select"] else None
-
-    def _set_queue_size(self, command_id: int, fields: dict[str, int]) -> int | None:
-        return v0.ERRNO[v5.EQSIZEQUOT] if fields["size"].bit_count() != 1 else None
-
-    def _get_config_changed(self, command_id: int, fields: dict[str, int]) -> int | None:
-        if len(self._waiting) >= MOST_HELD:
-            return v0.ERRNO[v5.ECMDQUOT]
-        self._waiting.append(command_id)
-        if self._changed is not None:
-            self.notice(v5.ID_CONFIG_CHANGE, generation=self._changed)
-        return None
+        yield from self._obey(opcode, command_id, fields)
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -227,26 +177,6 @@ class V0Target(ByteTarget):
         self.inbox.lent -= 1
         if payload is not None:
             self._spare(payload)
-
-    def answer(self, message: Message, status: int, **fields: int) -> None:
-        """Queue any other completion."""
-        row = v0.COMMANDS.get(OPCODES.get(message.opcode, UNKNOWN))
-        value = fields.get(row.completion.names[-1], 0) if row else 0
-        if message.opcode == v5.GET_VQ_SIZE and value:
-            value = 1 << value.bit_length() - 1  # a ring's size is a power of two
-        if message.fields.get("device_instance_id", v5.NEW_INSTANCE) != v5.NEW_INSTANCE:
-            value = 0  # only a control queue is told
-        self._complete(v0.ERRNO[status], message.command_id, value=value)
-
-    def notice(self, ident: int, **fields: int) -> bool:
-        """Answer GET_CONFIG_CHANGED, or the next one: to ask again is to have looked."""
-        if ident != v5.ID_CONFIG_CHANGE:
-            return False
-        self._changed = None if self._waiting else fields["generation"]
-        for command_id in self._waiting:
-            self._complete(v0.OK, command_id, value=fields["generation"])
-        self._waiting.clear()
-        return False
 
     def _complete(self, status: int, command_id: int, ndesc: int = 0, value: int = 0) -> None:
         self._cut()
@@ -277,17 +207,6 @@ class V0Target(ByteTarget):
         self._complete(status, command_id, ndesc)
         self.outbox.tail += back
         self.outbox.tail += data
-
-
-HERE: dict[int, Callable[[V0Target, int, dict[str, int]], int | None]] = {
-    v0.GET_FEATURE: V0Target._get_feature,
-    v0.SET_FEATURE: V0Target._set_feature,
-    v0.GET_DEVICE_FEATURE: V0Target._select,
-    v0.SET_DRIVER_FEATURE: V0Target._select,
-    v0.SET_QUEUE_SIZE: V0Target._set_queue_size,
-    v0.GET_CONFIG_CHANGED: V0Target._get_config_changed,
-}
-"""What this wire decides by itself; a command of the common vocabulary goes on after None."""
 
 
 def _sort(table: bytes, back: bytearray) -> tuple[int, int]:

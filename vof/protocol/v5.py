@@ -130,12 +130,14 @@ COMMANDS: dict[int, Command] = {
         _plain("KEEPALIVE", KEEPALIVE, "c", NOTHING, NOTHING),
         _plain("GET_FEATURE", GET_FEATURE, "c", "I8x select", "4xQ feature"),
         _plain("SET_FEATURE", SET_FEATURE, "c", "IQ select feature", NOTHING),
-        _plain("GET_KEYED_NUM_DESCS", GET_KEYED_NUM_DESCS, "", NOTHING, "B11x descs"),
-        _plain("GET_KEYED_EAGER_BUF", GET_KEYED_EAGER_BUF, "", "HB9x vq_index descs", "B11x descs"),
+        _plain("GET_KEYED_NUM_DESCS", GET_KEYED_NUM_DESCS, "c", NOTHING, "B11x descs"),
+        _plain(
+            "GET_KEYED_EAGER_BUF", GET_KEYED_EAGER_BUF, "c", "HB9x vq_index descs", "B11x descs"
+        ),
         _plain(
             "VQ_KEYED_EAGER_BUF",
             VQ_KEYED_EAGER_BUF,
-            "",
+            "v",
             "III out_offset out_length in_length",
             "I8x length",
         ),

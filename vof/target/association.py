@@ -70,7 +70,15 @@ class Association:
         self._tidy = tidy
         self._stream: TargetStream
         self._over = False
-        self.instance = Instance(model, tvqn, self.stop_queues, self._is_connected, self._tell)
+        self.instance = Instance(
+            model,
+            tvqn,
+            self.stop_queues,
+            self._is_connected,
+            self._tell,
+            lambda: self._stream.transport_features,
+            self._eager_buffer,
+        )
 
     @property
     def dialect(self) -> str:
@@ -137,6 +145,11 @@ class Association:
 
     def _is_connected(self, index: int) -> bool:
         return index in self.queues
+
+    def _eager_buffer(self, index: int, most: int) -> dict[str, int] | None:
+        """Return what a virtqueue's initiator may write to; None: there is no such virtqueue."""
+        served = self.queues.get(index)
+        return served.stream.eager_buffer(most) if served else None
 
     # -- virtqueues ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import trio
 from vof.errors import InvalidArgument, LocalProtocolError, VofError
 from vof.protocol import v5
 from vof.protocol.target_stream import GET_GENERATION, GET_NUM_QUEUES, SET_VQ_SIZE
+from vof.protocol.v5_keyed import DESCS
 from vof.target.seldom import Seldom
 from vof.virtio.constants import (
     RING_FEATURES,
@@ -56,6 +57,7 @@ class Instance:
         features: what was negotiated, or is being.
         live: set from DRIVER_OK on; another event after a reset.
         touched: the driver wrote the status at least once.
+        transport_features: that the initiator turned on.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Instance:
         stop_queues: Callable[[], Awaitable[None]],
         is_connected: Callable[[int], bool],
         tell: Callable[[int], bool],
+        offered: Callable[[], int],
+        eager_buffer: Callable[[int, int], dict[str, int] | None],
     ) -> None:
         """Begin, reset.
 
@@ -75,6 +79,9 @@ class Instance:
             is_connected: whether the virtqueue of an index is connected.
             tell: sends the config-change event, with the generation; returns whether the driver
                 must look before it is told again.
+            offered: returns the transport features of the control queue.
+            eager_buffer: returns the answer to GET_KEYED_EAGER_BUF for the virtqueue of an index,
+                of so many pieces at most, or None: it is not connected.
         """
         self.model = model
         self.status = 0
@@ -85,6 +92,9 @@ class Instance:
         self._stop_queues = stop_queues
         self._is_connected = is_connected
         self._tell = tell
+        self._transport_offered = offered
+        self._eager_buffer = eager_buffer
+        self.transport_features = 0
         self._generation = 0
         self._config = model.config()
         self._offered = model.device_features & ~RING_FEATURES
@@ -116,12 +126,31 @@ class Instance:
         return {}
 
     async def _get_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
-        return {"feature": 0}
+        return {"feature": 0 if fields["select"] else self._transport_offered()}
 
     async def _set_feature(self, fields: Mapping[str, int]) -> dict[str, int]:
-        if fields["feature"]:
+        select, features = fields["select"], fields["feature"]
+        if features & ~(0 if select else self._transport_offered()):
             raise Refused(v5.EFEATURE)
+        if not select:
+            self.transport_features = features
         return {}
+
+    def _needs(self, feature: int) -> None:
+        """Refuse a command whose transport feature is not on."""
+        if not self.transport_features & bit(feature):
+            raise Refused(v5.ENOCMD)
+
+    async def _get_keyed_num_descs(self, fields: Mapping[str, int]) -> dict[str, int]:
+        self._needs(v5.F_KEYED_NUM_DESCS)
+        return {"descs": DESCS}
+
+    async def _get_keyed_eager_buf(self, fields: Mapping[str, int]) -> dict[str, int]:
+        self._needs(v5.F_KEYED_EAGER_BUF)
+        found = self._eager_buffer(fields["vq_index"], fields["descs"])
+        if found is None:
+            raise Refused(v5.EQUEUEQUOT)
+        return found
 
     async def _get_vendor_id(self, fields: Mapping[str, int]) -> dict[str, int]:
         return {"vendor_id": self.model.vendor_id}
@@ -273,6 +302,8 @@ HANDLERS: dict[int, Handler] = {
     v5.KEEPALIVE: Instance._nothing,
     v5.GET_FEATURE: Instance._get_feature,
     v5.SET_FEATURE: Instance._set_feature,
+    v5.GET_KEYED_NUM_DESCS: Instance._get_keyed_num_descs,
+    v5.GET_KEYED_EAGER_BUF: Instance._get_keyed_eager_buf,
     v5.GET_VENDOR_ID: Instance._get_vendor_id,
     v5.GET_DEVICE_ID: Instance._get_device_id,
     v5.RESET_DEVICE: Instance._reset_device,

@@ -321,6 +321,7 @@ class Served:
 
     Attributes:
         queue: what the model sees.
+        stream: on its connection.
         size: requests that it may have in flight.
         held: its requests wait for DRIVER_OK.
         scope: cancelled to stop serving.
@@ -337,6 +338,7 @@ class Served:
         touch: "Callable[[FabricDeviceQueue], None]",
     ) -> None:
         self.size = size
+        self.stream = stream
         self.scope = trio.CancelScope()
         self.finished = trio.Event()
         self.held = True

@@ -303,8 +303,9 @@ class Server:
             if not stream.messages:
                 connection.flush()
                 await connection.drained()
-                await connection.wait()
-                connection.receive()
+                if not stream.messages:
+                    await connection.wait()
+                    connection.receive()
                 continue
             message = stream.messages.pop(0)
             connecting = message.opcode == v5.CONNECT

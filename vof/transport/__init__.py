@@ -39,6 +39,7 @@ SCHEMES = {
     "vof+tcp": Scheme("vof.transport.tcp", "vof+tcp://host[:port]/TVQN"),
     "vof+unix": Scheme("vof.transport.unix", "vof+unix:///path?tvqn=TVQN"),
     "vof+loopback": Scheme("vof.transport.loopback", "vof+loopback://name/TVQN"),
+    "vof+loopback+keyed": Scheme("vof.transport.loopback", "vof+loopback+keyed://name/TVQN"),
 }
 FAMILIES = {
     socket.AF_INET: "vof+tcp",

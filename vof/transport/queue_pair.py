@@ -185,6 +185,8 @@ class KeyedConnection(Connection):
 
     def _reap(self) -> None:
         """Take what completed; messages are kept."""
+        if self.error is not None:
+            return
         try:
             done, messages = self._pair.poll()
         except VofError as error:

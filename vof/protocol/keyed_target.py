@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The target's side of a queue pair, whatever the dialect. Pure.
+
+A request has one place in registered memory, its readable part and behind it room for the writable
+one, in the pool of the model where that can be. It is reached in three steps: a message describes
+it; what is readable is read; the model gets the chain. Chains are handed out in the order in which
+their messages came. When a chain is pushed, what was written to it is written to the initiator, and
+the completion follows; its place is free when both completed.
+
+Nothing is allocated before lengths are checked. A queue whose requests reach a limit reads no more
+messages: they stay in receives that are not posted again.
+"""
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from vof.errors import LocalProtocolError, RemoteProtocolError
+from vof.memory import Pool, Region
+from vof.protocol import v5
+from vof.protocol.budget import UNLIMITED, Budget
+from vof.protocol.keyed import FIRST_BYTES, READ, WRITE, KeyedStream, Post
+from vof.protocol.keyed_initiator import EXTRA
+from vof.protocol.registered import Desc, Memory, Slot, Slots
+from vof.protocol.stream import Program
+from vof.protocol.target_stream import Message, TargetStream, check_used
+from vof.virtio.model import Chain
+
+HEADER_BYTES = 16
+
+
+class Request:
+    """One request, or anything else that has a place; the token of its chain.
+
+    Attributes:
+        command_id: to be echoed.
+        capacity: bytes of the writable part.
+        size: bytes that it is counted with.
+        slot: its place, or None: it has no bytes.
+        start: address of the writable part.
+        descs: where the initiator has it.
+        note: what its completion must know of how it came; the dialect's.
+        chain: until it is handed out.
+        here: the readable part was read.
+    """
+
+    __slots__ = (
+        "capacity",
+        "chain",
+        "command_id",
+        "descs",
+        "here",
+        "note",
+        "size",
+        "slot",
+        "start",
+    )
+
+    def __init__(
+        self, command_id: int, capacity: int, size: int, slot: Slot | None, descs: Sequence[Desc]
+    ) -> None:
+        self.command_id = command_id
+        self.capacity = capacity
+        self.size = size
+        self.slot = slot
+        self.start = slot.address if slot else 0
+        self.descs = descs
+        self.note = 0
+        self.chain: Chain | None = None
+        self.here = True
+
+
+Mark = Request | Literal[True] | None
+"""What the completion of a post means: a request goes on; True: one more read may be posted."""
+
+
+class KeyedTarget(TargetStream, KeyedStream):
+    """One connection's two directions. See ``TargetStream`` and ``KeyedStream``.
+
+    Attributes:
+        message_bytes: of the longest message on a virtqueue.
+    """
+
+    message_bytes: int
+
+    def __init__(self, request_bytes: int, queue_bytes: int, came: Iterable[bytes] = ()) -> None:
+        """Begin, with messages that were received before."""
+        super().__init__(request_bytes, queue_bytes)
+        self._waiting = deque(came)
+        self._sends: deque[tuple[Post, Mark]] = deque()
+        self._reads: deque[tuple[Post, Mark]] = deque()
+        self._under_way: deque[Mark] = deque()
+        self._reading = 0
+        self._most_reads = 1
+        self._arriving: deque[Request] = deque()
+        self._quiet = False
+        self._memory: Memory
+        self._slots: Slots
+        self._program = self._commands()
+
+    # -- the edge -----------------------------------------------------------------------------
+
+    def carry(self, memory: Memory, reads: int) -> None:
+        """Begin. See ``KeyedStream``."""
+        self._memory = memory
+        self._most_reads = reads
+        self._slots = Slots(memory)
+
+    def bind(
+        self, queue_size: int, pool: Pool, failure: bytes = b"", budget: Budget = UNLIMITED
+    ) -> None:
+        """Become a queue's stream. See ``TargetStream``.
+
+        A pool that is a region is registered, and read into; for any other, there is our memory.
+        """
+        super().bind(queue_size, pool, failure, budget)
+        if isinstance(pool, Region):
+            self._memory.add(pool)
+            self._slots = Slots(self._memory, pool)
+
+    @property
+    def receives(self) -> tuple[int, int]:
+        """One for CONNECT; then for each command in flight, and some."""
+        size = self._queue_size
+        if size < 0:
+            return 1 - len(self._waiting), FIRST_BYTES
+        return (size or v5.CONTROL_QUEUE_SIZE) + EXTRA - len(self._waiting), self.message_bytes
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits to be posted, a read perhaps."""
+        return bool(self._sends or self._reads)
+
+    @property
+    def transferring(self) -> bool:
+        """Whether something was posted, or will be, that did not complete."""
+        return bool(self._under_way) or self.unsent
+
+    @property
+    def unfinished(self) -> bool:
+        """Never: a message comes whole, and a read that nobody answers is the carrier's to end."""
+        return False
+
+    def pending(self) -> int:
+        """Return how many bytes of completions wait; their payload is counted as held."""
+        return HEADER_BYTES * len(self._sends)
+
+    def posts(self, room: int) -> list[Post]:
+        """Return what is to be posted. See ``KeyedStream``."""
+        posts: list[Post] = []
+        sends, reads, expect = self._sends, self._reads, self._under_way.append
+        while sends and len(posts) < room:
+            post, mark = sends.popleft()
+            posts.append(post)
+            expect(mark)
+        while reads and len(posts) < room and self._reading < self._most_reads:
+            post, mark = reads.popleft()
+            posts.append(post)
+            expect(mark)
+            self._reading += 1
+        return posts
+
+    def completed(self, count: int) -> None:
+        """Go on with what waited for posts. See ``KeyedStream``."""
+        popleft = self._under_way.popleft
+        for _ in range(count):
+            mark = popleft()
+            if mark is None:
+                continue
+            if mark is True:
+                self._reading -= 1
+            elif mark.here:
+                self._done(mark)
+            else:
+                self._reading -= 1
+                mark.here = True
+        self._deliver()
+        self._go()
+
+    def received(self, message: bytes) -> None:
+        """Take a message. See ``KeyedStream``."""
+        self._waiting.append(message)
+        self._go()
+
+    def _go(self) -> None:
+        """Let the program look at what there is, unless it waits for ``advance``."""
+        if not self.paused:
+            next(self._program)
+
+    def advance(self) -> None:
+        """Go on. See ``TargetStream``."""
+        if not self.messages:
+            next(self._program)
+
+    def quiesce(self) -> None:
+        """Begin no more requests. See ``TargetStream``."""
+        self._quiet = True
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def _commands(self) -> Program:
+        waiting = self._waiting
+        while True:
+            while self._quiet or not waiting:
+                yield None
+            message = waiting.popleft()
+            self.taken += 1
+            if len(message) < HEADER_BYTES:
+                raise RemoteProtocolError(
+                    f"a message of {len(message)} bytes; a command has {HEADER_BYTES}"
+                )
+            yield from self._command(message)
+
+    @abstractmethod
+    def _command(self, message: bytes) -> Program:
+        """Carry out one message, of 16 bytes at least."""
+
+    def _message(self, message: Message) -> Program:
+        """Hand out a command, after all requests that came before it."""
+        while self._arriving:
+            yield None
+        yield from super()._message(message)
+
+    def _fetch(self, desc: Desc) -> Program:
+        """Read the peer's memory; ``_fetched`` has it then."""
+        _, length, _ = desc
+        request = Request(0, 0, 0, self._slots.take(length), ())
+        self._read(request, [desc])
+        while not request.here:
+            yield None
+        assert request.slot is not None
+        self._fetched = bytes(request.slot.view[:length])
+        self._slots.give(request.slot)
+
+    def _read(self, request: Request, descs: Sequence[Desc]) -> None:
+        """Read the readable part of a request to its place."""
+        assert request.slot is not None
+        request.here = False
+        address, local = request.slot.address, request.slot.at.local
+        for there, length, key in descs:
+            self._reads.append(((READ, address, length, local, there, key), True))
+            address += length
+        post, _ = self._reads.pop()
+        self._reads.append((post, request))
+
+    def _begin(
+        self,
+        command_id: int,
+        lengths: tuple[int, int],
+        readable: Sequence[Desc],
+        writable: Sequence[Desc],
+        eager: memoryview | None = None,
+        note: int = 0,
+    ) -> Program:
+        """Begin a request whose lengths are within the limits.
+
+        Args:
+            command_id: of it.
+            lengths: bytes of the readable part, and of the writable one.
+            readable: where they are, but for ``eager``.
+            writable: the same.
+            eager: the readable part, which is here; it may change.
+            note: see ``Request``.
+        """
+        out_length, in_length = lengths
+        size = out_length + in_length
+        yield from self._afford(size)
+        slot = self._slots.take(size) if size else None
+        request = Request(command_id, in_length, size, slot, writable)
+        view = slot.view if slot else memoryview(b"")
+        request.start += out_length
+        request.note = note
+        request.chain = Chain(
+            (view[:out_length],) if out_length else (),
+            (view[out_length:size],) if in_length else (),
+            request,
+        )
+        self._held += size
+        self.inflight += 1
+        self._arriving.append(request)
+        if eager is not None:
+            view[:out_length] = eager
+        elif readable:
+            self._read(request, readable)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand out requests that are here, in order."""
+        arriving = self._arriving
+        while arriving and arriving[0].here:
+            request = arriving.popleft()
+            assert request.chain is not None
+            self.chains.append(request.chain)
+            request.chain = None
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def push(self, chain: Chain, written: int, filled: int | None = None) -> None:
+        """Queue the completion of a request. See ``DeviceQueue.push``."""
+        request: Request | None = chain.token
+        if request is None:
+            raise LocalProtocolError("this chain was pushed already")
+        filled = check_used(written, filled, request.capacity)
+        chain.token = None
+        self.inflight -= 1
+        self._sends.append((self._complete_request(request, written, filled), request))
+
+    @abstractmethod
+    def _complete_request(self, request: Request, written: int, filled: int) -> bytes:
+        """Queue the writes of a request, and return its completion."""
+
+    def _write(self, request: Request, length: int) -> None:
+        """Queue writes of the front of the writable part."""
+        if length:
+            assert request.slot is not None
+            address, local = request.start, request.slot.at.local
+            for there, size, key in request.descs:
+                part = min(size, length)
+                self._sends.append(((WRITE, address, part, local, there, key), None))
+                address, length = address + part, length - part
+                if not length:
+                    break
+
+    def _done(self, request: Request) -> None:
+        """All of a request is at the initiator."""
+        self._held -= request.size
+        if request.slot is not None:
+            self._slots.give(request.slot)
+        if self._budget.contended:
+            self.yield_bytes()
+
+    # -- ends ---------------------------------------------------------------------------------
+
+    def trim(self) -> None:
+        """Let go of all memory that holds nothing."""
+        self._slots.trim()
+        self._memory.trim()
+        self.yield_bytes()
+
+    def release(self) -> None:
+        """Let go of everything. See ``TargetStream``."""
+        self._program.close()
+        self._waiting.clear()
+        self._sends.clear()
+        self._reads.clear()
+        self._under_way.clear()
+        self._arriving.clear()
+        super().release()
+        self._slots.trim()
+        self._memory.trim()
