@@ -6,13 +6,15 @@ import gc
 import mmap
 import os
 import random
+import threading
 from functools import partial
 
 import pytest
 
 from vof import memory
 from vof.errors import InvalidArgument, NotSupported
-from vof.memory import HEAP, PAGE, SCRATCHES, Region
+from vof.memory import HEAP, PAGE, RESERVE, SCRATCHES, Region, whole
+from vof.memory.region import LEAST
 
 
 def test_a_region_is_whole_pages():
@@ -83,7 +85,7 @@ def test_pieces_are_zeroed_aligned_and_come_back(size, whole):
     assert (bytes(piece), piece.format, piece.readonly) == (bytes(size), "B", False)
     assert region.used == whole
     if size:
-        assert region.offset_of(piece) % whole == 0
+        assert region.offset_of(piece) % LEAST == 0
     del piece
     assert region.used == 0
 
@@ -121,8 +123,8 @@ def test_what_is_used_up_is_said_and_what_came_back_fits_any_size():
     with pytest.raises(MemoryError):
         region.alloc(4 * PAGE)
     del large
-    with pytest.raises(MemoryError):
-        region.alloc(2 * PAGE + 1)
+    assert len(region.alloc(2 * PAGE + 1)) == 2 * PAGE + 1
+    assert region.used == 0
 
 
 def test_random_lives_of_pieces_never_overlap():
@@ -156,17 +158,110 @@ def test_what_is_not_in_the_region_has_no_offset():
         assert region.offset_of(buffer) is None
 
 
+def test_a_piece_takes_an_eighth_more_at_most():
+    sizes = {whole(size) for size in range(1, 20_000)}
+    assert len(sizes) < 70
+    for size in range(1, 20_000, 7):
+        assert size <= whole(size) <= max(size + size // 8, -(-size // LEAST) * LEAST)
+        assert whole(size) % LEAST == 0
+        assert whole(whole(size)) == whole(size)
+    assert [whole(1 << order) for order in range(6, 40)] == [1 << order for order in range(6, 40)]
+
+
+def test_what_is_claimed_leaves_room_for_rings():
+    region = Region(RESERVE * PAGE)
+    claims = [region.claim(PAGE) for _ in range(RESERVE - 1)]
+    assert [span(region, piece)[0] for piece in claims] == [*range(0, 7 * PAGE, PAGE)]
+    with pytest.raises(MemoryError, match="no 1 bytes left"):
+        region.claim(1)
+    ring = region.alloc(64)
+    assert span(region, ring) == (region.size - 64, region.size)
+    assert span(region, region.alloc(65))[0] == region.size - 64 - 128
+    assert not region.idle
+    del claims[1:]
+    assert not region.idle
+    claims.clear()
+    assert region.idle  # the ring is no claim
+    del ring
+    assert region.used == 0
+
+
 def test_scratch_is_of_a_region_that_has_plenty():
     region = Region(SCRATCHES * PAGE)
-    assert region.offset_of(region.scratch(PAGE)) is not None
-    for pool, size in ((region, PAGE + 1), (Region(PAGE), 1), (HEAP, 3)):
-        scratch = pool.scratch(size)
-        assert len(scratch) == size
-        assert region.offset_of(scratch) is None
-    held = [region.alloc(PAGE) for _ in range(SCRATCHES)]
-    assert region.offset_of(region.scratch(PAGE)) is None
-    held.pop()
-    assert region.offset_of(region.scratch(PAGE)) is not None
+    scratch = region.scratch(PAGE)
+    assert region.offset_of(scratch) is not None
+    for pool, size in ((region, PAGE + 1), (Region(PAGE), 65), (HEAP, 3)):
+        assert pool.scratch(size) is None
+    held = [region.claim(PAGE) for _ in range(SCRATCHES * 7 // 8 - 1)]
+    assert region.scratch(PAGE) is None
+    del scratch
+    assert region.scratch(PAGE) is not None
+    region.wait(held.clear)
+    assert region.scratch(PAGE) is None
+
+
+# -- the line -------------------------------------------------------------------------------------
+
+
+def test_memory_that_comes_back_is_for_the_first_in_line():
+    region, woken = Region(PAGE), []
+    one, two, three = (lambda name=name: woken.append(name) for name in ["one", "two", "three"])
+    pieces = [region.claim(100) for _ in range(4)]
+    assert not region.contended
+    for wake in (one, two, three):
+        region.wait(wake)
+    assert region.contended
+    assert [region.first(wake) for wake in (one, two, three)] == [True, False, False]
+    pieces.pop()
+    pieces.pop()
+    assert woken == ["one", "one"]
+    region.forget(two)
+    assert woken == ["one", "one"]
+    region.forget(one)
+    assert woken == ["one", "one", "three"]
+    region.forget(one)
+    pieces.pop()
+    assert woken == ["one", "one", "three", "three"]
+    region.forget(three)
+    pieces.pop()
+    assert woken == ["one", "one", "three", "three"]
+    assert not region.contended
+    assert not region.first(three)
+
+
+def test_all_let_go_when_somebody_waits():
+    region, gone = Region(PAGE), []
+    holders = [lambda number=number: gone.append(number) for number in range(3)]
+    for holder in (*holders, holders[1]):
+        region.enter(holder)
+    region.leave(holders[0])
+    region.leave(holders[0])
+    region.wait(lambda: None)
+    assert gone == [1, 2]
+    region.wait(lambda: None)
+    assert gone == [1, 2, 1, 2]
+
+
+def test_a_piece_may_end_in_any_thread():
+    region, woken = Region(PAGE), []
+    pieces = [region.claim(64)]
+    region.wait(lambda: woken.append(threading.get_ident()))
+    thread = threading.Thread(target=pieces.clear)
+    thread.start()
+    thread.join()
+    assert woken == [thread.ident]
+    assert region.idle
+
+
+def test_nobody_waits_for_heap():
+    assert HEAP.idle
+    assert not HEAP.contended
+    HEAP.enter(pytest.fail)
+    HEAP.wait(pytest.fail)
+    assert HEAP.first(pytest.fail)
+    HEAP.forget(pytest.fail)
+    HEAP.leave(pytest.fail)
+    assert not any(HEAP.claim(5))
 
 
 def test_bytes_by_their_place():

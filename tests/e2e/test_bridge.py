@@ -47,10 +47,10 @@ def backend(require, tmp_path, queues=2):
 
 
 @asynccontextmanager
-async def bridged(path):
+async def bridged(path, memory=64 * MIB):
     """The backend at ``path``, connected as soon as it is there."""
     async with trio.open_nursery() as nursery:
-        region = Region(64 * MIB)
+        region = Region(memory)
         device = VhostUserDevice(path, VIRTIO_ID_BLOCK, region, nursery)
         with trio.fail_after(10):
             while True:

@@ -9,6 +9,7 @@ from vof.protocol.stream import Inbox
 from vof.protocol.v5_target import HEADER, V5Target
 
 VQ = 0x0FFF
+KIB = 1024
 MIB = 1 << 20
 
 

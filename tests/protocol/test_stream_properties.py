@@ -125,11 +125,10 @@ class Request:
 class World:
     """Two streams, and a model of what is where: lists of requests."""
 
-    def __init__(self, dialect, queue_size, queue_bytes, rng):
+    def __init__(self, dialect, queue_size, queue_bytes, rng, pool):
         self.rng = rng
-        self.pool = SpyPool()
         self.target = dialect.stream.target(4 * MIB, queue_bytes)
-        self.target.bind(queue_size, self.pool)
+        self.target.bind(queue_size, pool)
         self.initiator = dialect.stream.initiator(queue_size, control=False)
         self.ids = sorted(self.initiator.free)
         self.queue_bytes = queue_bytes
@@ -214,7 +213,7 @@ def some_sizes(rng):
 )
 def test_every_request_once_with_its_bytes(dialect, count, queue_size, queue_bytes, seed):
     rng = random.Random(seed)
-    world = World(DIALECTS[dialect], queue_size, queue_bytes, rng)
+    world = World(DIALECTS[dialect], queue_size, queue_bytes, rng, SpyPool())
     waiting = [Request(i, [*some_sizes(rng), 1], some_sizes(rng)) for i in range(count)]
     for _ in range(20_000):
         if world.finished == count:

@@ -10,6 +10,8 @@ Back-pressure is the peer's socket.
 """
 
 from abc import abstractmethod
+from collections.abc import Generator
+from typing import TypeAlias
 
 from vof.memory import Buffer, Pool
 from vof.protocol.budget import FREE, UNLIMITED, Budget
@@ -18,6 +20,13 @@ from vof.protocol.target_stream import TargetStream
 
 SLAB_BYTES = 256 * 1024
 SPARES = 16
+SLABS = 64
+"""A slab takes no more of its pool than one in so many bytes."""
+
+Room: TypeAlias = tuple[memoryview | None, memoryview, int, bool]
+"""Where a request lies: payload, if it has a place of its own; a slab and the place in it; whether
+the readable part is to be copied behind the writable one."""
+Finding: TypeAlias = Generator[int | memoryview | None, None, Room | None]
 
 
 class ByteTarget(TargetStream):
@@ -30,6 +39,8 @@ class ByteTarget(TargetStream):
         self.outbox = Outbox()
         self._slab = memoryview(b"")
         self._slab_pos = 0
+        self._slab_bytes = SLAB_BYTES
+        self._coming = False  # a request has its place and not yet its bytes
         self._spares: dict[int, list[memoryview]] = {}
         self._run: memoryview | None = None
         self._run_start = self._run_stop = 0
@@ -43,6 +54,8 @@ class ByteTarget(TargetStream):
         super().bind(queue_size, pool, failure, budget)
         if queue_size:
             self.inbox.draw_from(pool)
+            pool.enter(self.let_go)
+            self._slab_bytes = min(SLAB_BYTES, pool.size // SLABS)
 
     @abstractmethod
     def _commands(self) -> Program:
@@ -62,37 +75,94 @@ class ByteTarget(TargetStream):
         inbox = self.inbox
         return not self.paused and (inbox.target is not None or inbox.pos != inbox.end)
 
-    def _receive(self, length: int) -> "tuple[memoryview | None, memoryview]":
-        """Begin with a payload, at the front of the inbox, that is too large for scratch.
+    def _fetch(
+        self, room: Room, length: int, stop: int
+    ) -> Generator[memoryview, None, tuple[memoryview, ...]]:
+        """Take the readable part of a request, which begins at the front of the inbox.
+
+        Args:
+            room: for the request.
+            length: of the readable part.
+            stop: where the writable part ends.
 
         Returns:
-            The rest that is to be filled from the stream, or None, and the place of all of it.
+            Its segments.
         """
-        inbox, payload = self.inbox, self._take(length)
+        inbox, (payload, slab, _, copied) = self.inbox, room
         here = min(inbox.end - inbox.pos, length)
-        payload[:here] = inbox.view[inbox.pos : inbox.pos + here]
+        front = inbox.view[inbox.pos : inbox.pos + here]
         inbox.pos += here
-        return payload[here:length] if here < length else None, payload
+        if payload is None:
+            if copied:
+                slab[stop : stop + length] = front
+                front = slab[stop : stop + length]
+            return (front,) if length else ()
+        payload[:here] = front
+        del front  # a program that waits holds no memory
+        if here < length:
+            self._coming = True
+            yield payload[here:]
+            self._coming = False
+        return (payload,)
 
     # -- memory -------------------------------------------------------------------------------
 
-    def _slot(self, size: int) -> tuple[memoryview, int]:
-        """Return a slab and a place of ``size`` bytes in it."""
-        if size > SLAB_BYTES // 4:
-            return self._take(size), 0
-        if self._slab_pos + size > len(self._slab):
-            self._slab, self._slab_pos = self._pool.alloc(SLAB_BYTES), 0
-        slot = self._slab_pos
-        self._slab_pos += size
-        return self._slab, slot
+    def _room(self, payload: int, slot: int, inline: int) -> Finding:
+        """Find memory for a request; wait until there is some: part of a program.
+
+        All of it at once, so that nobody waits who holds what another waits for. The line is
+        strict: who waits for much would never get it, if who wants little went ahead.
+
+        Args:
+            payload: bytes of the readable part, to be received straight into a place of their own;
+                0: it is in the scratch buffer.
+            slot: bytes of the writable part and what goes before it.
+            inline: bytes of the readable part that are in the scratch buffer, for which there must
+                be a place behind those if the scratch buffer lies apart.
+
+        Returns:
+            None: there can never be so much.
+        """
+        pool = self._pool
+        if not pool.contended and (room := self._try(payload, slot, inline)):
+            return room
+        pool.wait(self.wake)  # all let go, also this one
+        while True:
+            if pool.first(self.wake):
+                room, idle = self._try(payload, slot, inline), pool.idle
+                if room or idle:
+                    pool.forget(self.wake)
+                    return room
+            self.starved = True
+            yield from self._pause()
+            self.starved = False
+
+    def _try(self, payload: int, slot: int, inline: int) -> Room | None:
+        """Take all that a request needs, or nothing. See ``_room``."""
+        copied = self.inbox.apart and inline > 0
+        if copied:
+            slot += inline
+        try:
+            place = self._take(payload) if payload else None
+            if slot > self._slab_bytes // 4:
+                return place, self._take(slot), 0, copied
+            if self._slab_pos + slot > len(self._slab):
+                self._slab = memoryview(b"")
+                self._slab, self._slab_pos = self._pool.claim(self._slab_bytes), 0
+        except MemoryError:
+            return None
+        self._slab_pos += slot
+        return place, self._slab, self._slab_pos - slot, copied
 
     def _take(self, size: int) -> memoryview:
         """Return a large buffer, of this queue's spare ones if possible."""
         spares = self._spares.get(size)
-        return spares.pop() if spares else self._pool.alloc(size)
+        return spares.pop() if spares else self._pool.claim(size)
 
     def _spare(self, buffer: memoryview) -> None:
         """Keep a large buffer for later; nobody else may hold a view of it."""
+        if self._pool.contended:
+            return
         spares = self._spares
         size = len(buffer)
         if size not in spares:
@@ -110,11 +180,18 @@ class ByteTarget(TargetStream):
         if not self.inflight and not self.outbox.pending():
             self._slab, self._slab_pos = memoryview(b""), 0
 
+    def let_go(self) -> None:
+        """Somebody waits for memory: keep only what requests lie in."""
+        self.trim()
+        self._slab, self._slab_pos = memoryview(b""), 0
+
     def release(self) -> None:
         """Let go of everything. See ``TargetStream``."""
         self.inbox.release()
         self.outbox.pieces.clear()
         self.outbox.tail.clear()
+        self._pool.forget(self.wake)
+        self._pool.leave(self.let_go)
         super().release()
         self._spares.clear()
         self._sending.clear()
@@ -160,10 +237,10 @@ class ByteTarget(TargetStream):
         """Note that nothing waits to be sent any more: memory can be used again."""
         if self._sending:
             for slab in self._sending:
-                if len(slab) != SLAB_BYTES:
+                if len(slab) != self._slab_bytes:
                     self._spare(slab)
             self._sending.clear()
-        if not self.inflight:
+        if not self.inflight and not self._coming:
             self._slab_pos = 0
         if self._grant > FREE and self._budget.contended:
             self.yield_bytes()

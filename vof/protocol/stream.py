@@ -34,17 +34,29 @@ class Inbox:
         view: the scratch buffer; bytes ``pos`` to ``end`` are not read yet.
         target: where the next bytes go before the scratch buffer, if anywhere; never empty.
         bulk: the last message was large, so the next may be: take little of it into scratch.
+        apart: the scratch buffer is of heap, and payload must not lie there.
         lent: how many holders of views of the scratch buffer (or of an earlier one) there are.
     """
 
-    __slots__ = ("_need", "_pool", "_program", "bulk", "end", "lent", "pos", "target", "view")
+    __slots__ = (
+        "_need",
+        "_pool",
+        "_program",
+        "apart",
+        "bulk",
+        "end",
+        "lent",
+        "pos",
+        "target",
+        "view",
+    )
 
     def __init__(self) -> None:
         self.view = memoryview(b"")
         self.pos = self.end = self.lent = 0
         self._need = 0
         self._pool: Pool = HEAP
-        self.bulk = False
+        self.bulk = self.apart = False
         self.target: memoryview | None = None
         self._program: Program
 
@@ -68,12 +80,18 @@ class Inbox:
         if size - end < ROOM_BYTES or pos + self._need > size:
             rest = bytes(view[pos:end])
             if self.lent or size < SCRATCH_BYTES:
-                self.view = view = self._pool.scratch(SCRATCH_BYTES)
+                self.view = view = self._fresh()
             view[: len(rest)] = rest
             self.pos, self.end = 0, len(rest)
         if self.bulk:
             return view[self.end : self.end + BULK_BYTES]
         return view[self.end :]
+
+    def _fresh(self) -> memoryview:
+        pool = self._pool
+        view = pool.scratch(SCRATCH_BYTES)
+        self.apart = view is None and not pool.heap
+        return memoryview(bytearray(SCRATCH_BYTES)) if view is None else view
 
     def draw_from(self, pool: Pool) -> None:
         """Take scratch buffers from a pool: what is small lies there too, and is not copied again.
@@ -128,6 +146,7 @@ class Inbox:
 
     def trim(self) -> None:
         """Let go of the scratch buffer, but for bytes that are not read yet."""
+        self.apart = not self._pool.heap
         self.view = memoryview(bytearray(self.view[self.pos : self.end]))
         self.pos, self.end = 0, len(self.view)
 

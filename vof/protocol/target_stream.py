@@ -52,7 +52,7 @@ class TargetStream(ABC):
         paused: the parser waits for requests to end: call ``advance`` when some did.
         transferring: bytes of requests are under way: look at the connection for their end.
         starved: it waits for bytes that other queues hold; ``wake`` is called when there are some.
-        wake: see ``starved``.
+        wake: see ``starved``; called in any thread, and by the garbage collector.
         taken: messages that were taken, or begun, in all.
         errors: how many commands were answered with an error.
         dialect: its name in the table of dialects.

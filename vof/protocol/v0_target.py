@@ -76,23 +76,22 @@ class V0Target(V0Answers, ByteTarget):
         size = out_length + in_length + head
         yield from self._afford(size)
         self._held += size
-        payload: memoryview | None = None
-        readable: tuple[memoryview, ...] = ()
-        if out_length > INLINE_BYTES:
-            inbox.pos += head
-            rest, payload = self._receive(out_length)
-            if rest is not None:
-                yield rest
-            readable = (payload[:out_length],)
-        else:
-            while inbox.end - inbox.pos < head + out_length:
-                yield head + out_length
-            inbox.pos += head + out_length
-            if out_length:
-                readable = (inbox.view[inbox.pos - out_length : inbox.pos],)
+        inline = out_length if out_length <= INLINE_BYTES else 0
+        while inbox.end - inbox.pos < head + inline:
+            yield head + inline
         start = 16 + len(back)
-        slab, slot = self._slot(start + in_length)
-        writable = (slab[slot + start : slot + start + in_length],) if in_length else ()
+        room = yield from self._room(out_length - inline, start + in_length, inline)
+        inbox.pos += head
+        if room is None:
+            self._held -= size
+            yield from inbox.discard(out_length)
+            refusal = v5.EINVQBUF if in_length > out_length else v5.EOUTVQBUF
+            yield from self._refuse(command_id, v0.ERRNO[refusal], back)
+            return
+        payload, slab, slot, _ = room
+        stop = slot + start + in_length
+        readable = yield from self._fetch(room, out_length, stop)
+        writable = (slab[slot + start : stop],) if in_length else ()
         token = (command_id, in_length, size, slab, slot, payload, back)
         self.chains.append(Chain(readable, writable, token))
         self.inflight += 1
@@ -164,6 +163,7 @@ class V0Target(V0Answers, ByteTarget):
             raise LocalProtocolError("this chain was pushed already") from None
         filled = check_used(written, filled, capacity)
         chain.token = None
+        chain.readable = chain.writable = ()  # whoever keeps it keeps no memory
         COMPLETION.pack_into(slab, slot, v0.OK, command_id, len(back) // DESC.size, written)
         stop = slot + 16 + len(back)
         if filled < capacity:

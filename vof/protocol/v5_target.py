@@ -41,6 +41,7 @@ class V5Target(ByteTarget):
             if outbox.pieces:
                 budget -= outbox.pending()
             slab_size = len(slab)
+            inline = 0 if inbox.apart else limit
             count = 0
             # The fast path: requests that are here whole, within every limit.
             while end - pos >= 16:
@@ -52,7 +53,7 @@ class V5Target(ByteTarget):
                 if (
                     opcode != vq
                     or count >= room
-                    or out_length > limit
+                    or out_length > inline
                     or pos_after > end
                     or stop > slab_size
                     or held + size > budget
@@ -107,22 +108,21 @@ class V5Target(ByteTarget):
         size = out_length + in_length
         yield from self._afford(size)
         self._held += size
-        payload: memoryview | None = None
-        readable: tuple[memoryview, ...] = ()
-        if out_length > INLINE_BYTES:
-            inbox.pos += 16
-            rest, payload = self._receive(out_length)
-            if rest is not None:
-                yield rest
-            readable = (payload[:out_length],)
-        else:
-            while inbox.end - inbox.pos < 16 + out_length:
-                yield 16 + out_length
-            inbox.pos += 16 + out_length
-            if out_length:
-                readable = (inbox.view[inbox.pos - out_length : inbox.pos],)
-        slab, slot = self._slot(16 + in_length)
-        writable = (slab[slot + 16 : slot + 16 + in_length],) if in_length else ()
+        inline = out_length if out_length <= INLINE_BYTES else 0
+        while inbox.end - inbox.pos < 16 + inline:
+            yield 16 + inline
+        room = yield from self._room(out_length - inline, 16 + in_length, inline)
+        inbox.pos += 16
+        if room is None:
+            self._held -= size
+            yield from inbox.discard(out_length)
+            refusal = v5.EINVQBUF if in_length > out_length else v5.EOUTVQBUF
+            self._complete(v5.COMPLETION, command_id, refusal)
+            return
+        payload, slab, slot, _ = room
+        stop = slot + 16 + in_length
+        readable = yield from self._fetch(room, out_length, stop)
+        writable = (slab[slot + 16 : stop],) if in_length else ()
         token = (command_id, in_length, size, slab, slot, payload)
         self.chains.append(Chain(readable, writable, token))
         self.inflight += 1
@@ -163,6 +163,7 @@ class V5Target(ByteTarget):
                 f"used length {written} of {filled} filled bytes in a buffer of {capacity}"
             )
         chain.token = None
+        chain.readable = chain.writable = ()  # whoever keeps it keeps no memory
         HEADER.pack_into(slab, slot, 0, command_id, written, filled)
         if slab is self._run and slot == self._run_stop:
             self._run_stop = slot + 16 + filled

@@ -91,10 +91,12 @@ class FabricDeviceQueue:
         self._ended = ended
         self._touch = touch
         self._progress: trio.Event | None = None
+        self._came = False
         self._quiet = False
         self._leaving: Message | None = None
         self.push = stream.push  # no call in between on the data path
-        stream.wake = self._go
+        self._token = trio.lowlevel.current_trio_token()
+        stream.wake = self._wake
 
     async def receive(self) -> Sequence[Chain]:
         """Wait for chains. When the connection is over, ends the serving task instead."""
@@ -186,6 +188,18 @@ class FabricDeviceQueue:
         if self._progress is not None:
             self._progress.set()
             self._progress = None
+
+    def _come(self) -> None:
+        """Do as ``_go``; if nobody waits in ``_step``, the next that comes need not."""
+        self._came = self._progress is None
+        self._go()
+
+    def _wake(self) -> None:
+        """Do as ``_come``, soon; may be called in any thread, and by the garbage collector."""
+        try:
+            self._token.run_sync_soon(self._come, idempotent=True)
+        except trio.RunFinishedError:
+            pass
 
     async def hold(self, live: trio.Event) -> None:
         """Until the driver is ready: keep what comes, unseen by the model, and notice the end."""
@@ -281,6 +295,9 @@ class FabricDeviceQueue:
 
     async def _step(self) -> None:
         """Wait until something was pushed and flushed; meanwhile nobody reads."""
+        if self._came:
+            self._came = False
+            return
         if self._progress is None:
             self._progress = trio.Event()
         self._spin.watch(EPOLLIN, False)
