@@ -26,8 +26,8 @@ from vof.errors import (
     VofError,
 )
 from vof.memory import Region
-from vof.target.bridges.rings import RING_WANTED, Ring
-from vof.target.bridges.session import Inflight, Session
+from vof.target.bridges.rings import RING_WANTED, Rings
+from vof.target.bridges.session import Session
 from vof.virtio.constants import RING_FEATURES, VIRTIO_F_RING_PACKED, bit
 from vof.virtio.crossing import unserved
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
@@ -63,7 +63,7 @@ class VhostUserDevice(VirtioDevice):
 
     Attributes:
         path: of its socket.
-        region: all memory that the backend can see; another after a backend that did not answer.
+        pool: all memory that the backend can see; another after a backend that did not answer.
         num_queues: that the backend has.
         protocol: protocol features that were agreed on, as bits.
         given_up: called when a backend that may still run is left to itself.
@@ -101,7 +101,7 @@ class VhostUserDevice(VirtioDevice):
         self.path = path
         self.device_id = device_id
         self.vendor_id = 0x666F56
-        self.pool = self.region = region
+        self.pool = region
         self.features = 0
         self.vqs: list[Virtqueue] = []
         self.config_changed: Callable[[VirtioDevice], None] | None = None
@@ -116,11 +116,7 @@ class VhostUserDevice(VirtioDevice):
         self._nursery = nursery
         self._status = 0
         self._offered = 0
-        self._rings: dict[int, Ring] = {}
-        self._shared = False  # the backend has its memory
-        self._seen = False  # it may have the region, at least
-        self._turn = trio.Lock()  # rings come, go and go on one after the other
-        self._inflight: Inflight | None = None
+        self._rings = Rings(region, queue_size)
         self._session: Session | None = None
         self._known = False  # the session is somebody's: its end is to be told
         self._why: VofError = ConnectionLost(f"{path}: not connected")
@@ -192,24 +188,18 @@ class VhostUserDevice(VirtioDevice):
         self._config = session.config
         self._own = 0 if session.has(Protocol.CONFIG) else self._given_features
         self.refused = unserved(self.device_id, session.offered)
-        self._shared = self._seen = False
+        self._rings.begin()
 
     async def _resume(self) -> bool:
         """Let a fresh backend go on with the rings, if there are any and it can."""
-        async with self._turn:
-            return await self._resume_rings()
-
-    async def _resume_rings(self) -> bool:
-        inflight, session = self._inflight, self._connected
-        if not self._rings or inflight is None:
+        session, rings = self._connected, self._rings
+        if not rings.remembered or not [*rings]:
             return False
         if not session.has(Protocol.INFLIGHT_SHMFD) or self.features & ~self._own & ~self._offered:
-            self._over(ConnectionLost(f"{self.path}: another backend, which cannot go on"), True)
+            rings.over(ConnectionLost(f"{self.path}: another backend, which cannot go on"), True)
             return False
         await self._tell_features()
-        await self._share()
-        for ring in list(self._rings.values()):
-            await ring.resume(session.frontend, session.enables)
+        await rings.resume(session)
         if session.has(Protocol.STATUS):
             await session.frontend.tell("SET_STATUS", U64.pack(self._status))
         return True
@@ -224,27 +214,14 @@ class VhostUserDevice(VirtioDevice):
         self._why = frontend.error
         if not frontend.proven:
             text = f"{self._why}; what the backend still does is not known"
-            self._over(RemoteProtocolError(text), proven=False)
-            self._renew()
+            self._rings.over(RemoteProtocolError(text), proven=False)
+            self.pool = self._rings.region
             if self.given_up is not None:
                 self.given_up()
-        elif self._inflight is None:
-            self._over(ConnectionLost(str(self._why)), proven=True)
+        elif not self._rings.remembered:
+            self._rings.over(ConnectionLost(str(self._why)), proven=True)
         if known and self.lost is not None:
             self.lost(self, self._why)
-
-    def _over(self, error: VofError, proven: bool) -> None:
-        """End all rings."""
-        self._forget_inflight()
-        for ring in self._rings.values():
-            ring.over(error, proven)
-
-    def _renew(self) -> None:
-        """Leave the region to a backend that may still write there."""
-        if self._seen:
-            size = self.region.size
-            self.region.close()
-            self.pool = self.region = Region(size)
 
     @property
     def _connected(self) -> Session:
@@ -333,7 +310,7 @@ class VhostUserDevice(VirtioDevice):
         """Stop all rings; then the backend touches no buffer any more."""
         await self.del_vqs()
         self._status = self.features = 0
-        self._forget_inflight()
+        self._rings.forget()
         session = self._connected
         if session.has(Protocol.RESET_DEVICE):
             await session.frontend.tell("RESET_DEVICE")
@@ -365,70 +342,35 @@ class VhostUserDevice(VirtioDevice):
         """Set up one ring and let it run."""
         if index >= self.num_queues:
             raise NotSupported(f"the device has {self.num_queues} queues, no queue {index}")
-        if index in self._rings:
-            raise QueueBusy(f"queue {index} is set up already")
         session = self._connected
-        async with self._turn:
-            if not self._shared:
-                await self._share()
-        ring = Ring(
-            index,
-            info,
-            self._queue_size,
-            self.region,
-            self.features,
-            partial(self._restart, index),
-        )
-        self._rings[index] = ring
-        self.vqs.append(ring.vq)
         try:
-            await ring.start(session.frontend, session.enables)
+            ring = await self._rings.add(
+                session, index, info, self.features, partial(self._restart, index)
+            )
+        except QueueBusy:
+            raise
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self.del_vq(index)
             raise
         self._nursery.start_soon(ring.watch)
+        self.vqs.append(ring.vq)
         return ring.vq
 
-    async def _share(self) -> None:
-        """Give the backend its memory."""
-        session, self._seen = self._connected, True
-        self._inflight = await session.share(self.region, self._queue_size, self._inflight)
-        self._shared = True
-
-    def _forget_inflight(self) -> None:
-        """Begin anew with nothing in flight."""
-        if self._inflight is not None:
-            self._inflight.close()
-            self._inflight = None
-
     async def _restart(self, index: int, num: int) -> memoryview:
-        ring, session = self._rings[index], self._connected
-        await ring.stop(session.frontend)
-        memory = self.region.alloc(ring.vq.bytes_of(num))
-        self._nursery.start_soon(ring.start, session.frontend, session.enables)
+        session = self._connected
+        memory = await self._rings.restart(session, index, num)
+        self._nursery.start_soon(self._rings.started, session, index)
         return memory
 
     async def del_vq(self, index: int) -> None:
         """Stop one ring: when the backend answers, it touches no buffer of it any more."""
-        async with self._turn:
-            if (ring := self._rings.get(index)) is None:
-                return
-            proven = True
-            try:
-                if (session := self._session) is not None:
-                    try:
-                        await ring.stop(session.frontend)
-                    except VofError:
-                        proven = session.frontend.proven
-            finally:
-                del self._rings[index]
-                self.vqs.remove(ring.vq)
-                ring.close(proven)
+        await self._rings.remove(self._session, index)
+        self.vqs = [vq for vq in self.vqs if vq.index in self._rings]
 
     async def del_vqs(self) -> None:
         """Stop the rings. Buffers in them come back by ``detach_unused_buf``."""
-        for index in list(self._rings):
+        for index in self._rings:
             await self.del_vq(index)
 
     def close(self) -> None:
@@ -436,8 +378,5 @@ class VhostUserDevice(VirtioDevice):
         session, self._session = self._session, None
         if session is not None:
             session.frontend.end(ConnectionLost(f"{self.path}: closed"))
-        for ring in self._rings.values():
-            ring.close()
-        self._rings.clear()
+        self._rings.close()
         self.vqs.clear()
-        self._forget_inflight()
