@@ -46,8 +46,10 @@ SAYS = {
 """What some of them are told in the log."""
 LONGEST_S = 2
 """Between two answers to the innocent, on a busy machine."""
-WAITS_S = {True: 10, False: 0.15}
-"""Before an initiator gives up: where all succeeds, and where it may wait in vain."""
+SURE_S, VAIN_S = 10, 0.15
+"""Before an initiator gives up: where it is sure to end before, and where it may wait in vain."""
+ENDING = "other_id", "free_id", "length", "error"
+"""Rows after which a device needs a reset at once."""
 REST_S = 0.005
 """Between two requests of the innocent, who shares the CPU with the backend."""
 MOST_LOSSES = 10
@@ -184,7 +186,7 @@ async def beside_an_innocent(path, seconds):
 def test_an_innocent_beside(hostile, patience, said, rings, row):
     before = account()
     path = hostile[rings, row]
-    seconds = WAITS_S[row in HARMLESS]
+    seconds = SURE_S if row in HARMLESS or row in ENDING else VAIN_S * (1 + 3 * (row in SAYS))
     outcome, _, why = trio.run(beside_an_innocent, path, seconds).partition(": ")
     after = account()
     expected = {"refused": REFUSED, "failing": FAILING, "harmless": HARMLESS}[outcome]
