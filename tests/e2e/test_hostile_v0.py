@@ -83,7 +83,7 @@ CONTROL = {
     "features": plain(GET_FEATURE) + plain(SET_FEATURE),
     "all that others do not have": b"".join(map(plain, (4105, 4107, GET_CONFIG_CHANGED, 1))),
     "changes": plain(GET_CONFIG_CHANGED) * 20_000,
-    "a flood of commands": plain(GET_STATUS) * 20_000,
+    "a flood of commands": plain(GET_STATUS) * 5000,
     "requests": vring(1, READ, 512, 1) * 2000,
     "a huge request": naked(Desc(0, 0xFFFFFFFF, 0, 0), Desc(0, 0xFFFFFFFF, 1, WRITE)),
     "resets": status(1, 0) * 500,
