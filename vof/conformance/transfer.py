@@ -159,12 +159,12 @@ async def full(make: Make) -> None:
         refuse(rig)
         chains = await rig.lane.take(size)
         same([mark_of(chain) for chain in chains], list(range(size)), "the chains at the device")
-        for chain in chains:
+        for mark, chain in enumerate(chains):
             refuse(rig)
             rig.lane.use(chain, b"x")
-            same((await rig.used())[0], mark_of(chain), "token")
+            same((await rig.used())[0], mark, "token")
             same(rig.vq.num_free, 1, "num_free after one get_buf")
-            rig.add(size + mark_of(chain), size + mark_of(chain))
+            rig.add(size + mark, size + mark)
             rig.vq.kick()
         refuse(rig)
         chains = await rig.lane.take(size)
@@ -309,9 +309,9 @@ async def device_receive_cancelled(make: Make) -> None:
             same(
                 [mark_of(chain) for chain in chains], [0, 1, 2], "chains after a cancelled receive"
             )
-            for chain in chains:
+            for step, chain in enumerate(chains):
                 rig.lane.use(chain)
-                same((await rig.used())[0], (turn, mark_of(chain)), "token")
+                same((await rig.used())[0], (turn, step), "token")
 
 
 CHECKS = (
