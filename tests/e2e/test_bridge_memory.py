@@ -27,7 +27,7 @@ async def test_more_is_asked_for_than_there_is_room_for(
     data = [rng.randbytes(size) for size in sizes]
     with backend(require, tmp_path, QUEUES) as (path, _):
         async with bridged(path, memory) as (device, nursery):
-            region, waits = device.region, []
+            region, waits = device.pool, []
             wait = region.wait
             region.wait = lambda wake: (waits.append(wake), wait(wake))
             bridge = await Bridge.open(device, nursery)

@@ -14,6 +14,9 @@ from vof.errors import InvalidArgument, QueueBroken, QueueFull
 from vof.virtio.model import Chain, DeviceQueue
 from vof.virtio.virtqueue import Virtqueue
 
+KICKED, FLUSHED = 4, 8
+"""So many chains are passed on at a time. Three processes have a part in each: if a batch went
+round as a whole, only one of them would work at a time."""
 MOST = 1 << 20
 ZEROES = memoryview(bytes(MOST))
 
@@ -82,8 +85,8 @@ class Relay:
         scope.cancel()
 
     def _offer(self) -> None:
-        """Add what waits, as far as there is room."""
-        vq, waiting, front = self._vq, self.waiting, self._front
+        """Add what waits, as far as there is room; the device begins with the first meanwhile."""
+        vq, waiting, front, added = self._vq, self.waiting, self._front, 0
         while waiting:
             chain = waiting[0]
             readable, writable = chain.readable, chain.writable
@@ -103,20 +106,26 @@ class Relay:
                 self._queue.flush()
             else:
                 waiting.popleft()
+                added += 1
+                if not added % KICKED:
+                    vq.kick()
         vq.kick()
         if vq.num_free < self._num:
             vq.attend(self._complete)
 
     def _complete(self) -> bool:
         """Give back what the device used; return whether that was anything."""
-        vq = self._vq
-        take, push = vq.get_buf_ctx, self._queue.push
+        vq, queue = self._vq, self._queue
+        take, push, pushed = vq.get_buf_ctx, queue.push, 0
         if (used := take()) is None:
             return False
         while used is not None:
             push(*used)  # type: ignore[arg-type]  # nobody else adds
+            pushed += 1
+            if not pushed % FLUSHED:
+                queue.flush()
             used = take()
-        self._queue.flush()
+        queue.flush()
         if self.waiting:
             self._offer()
         elif vq.num_free == self._num:
