@@ -4,7 +4,9 @@
 import os
 import resource
 import statistics
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import NamedTuple
@@ -12,7 +14,9 @@ from typing import NamedTuple
 import trio
 
 import vof
+from tests.bench.rings import AIM, NUM, SEGMENTS, measure
 from tests.bench.sides import MINE, Load, Server
+from tests.virtio.rings import KINDS, Ring
 from vof.virtio.blk import REQUEST, SECTOR, VIRTIO_BLK_T_IN
 from vof.virtio.device import VirtioDevice, VirtqueueInfo
 from vof.virtio.virtqueue import Virtqueue
@@ -23,6 +27,7 @@ BURST = 32
 TURNS = 300
 SETTLE_S = 0.002
 CALM_S = 3.0
+MIB = 1 << 20
 IDLE = Load("randread", SIZE, 1)
 
 
@@ -76,7 +81,7 @@ def wakeups(pid: int) -> int:
     )
 
 
-async def idle_memory(server: Server) -> list[Cost]:
+async def idle_memory(server: Server, seconds: float) -> list[Cost]:
     """Open many devices, each a control queue and one virtqueue, and leave them alone."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -117,7 +122,7 @@ async def idle_wakeups(server: Server, seconds: float) -> list[Cost]:
     ]
 
 
-async def operations(server: Server) -> list[Cost]:
+async def operations(server: Server, seconds: float) -> list[Cost]:
     """Time the ops of a queue, in bursts of 4 KiB reads."""
     add, kick, get, kick_one = [], [], [], []
     async with vof.connect(server.url) as device:
@@ -156,14 +161,30 @@ async def operations(server: Server) -> list[Cost]:
     return [Cost("ops", title, statistics.median(times), "ns") for title, times in rows]
 
 
-COSTS = {
-    "memory": lambda server, seconds: idle_memory(server),
-    "wakeups": idle_wakeups,
-    "ops": lambda server, seconds: operations(server),
-}
+def rings(image: Path, seconds: float) -> list[Cost]:
+    """Time a chain on a ring in memory, as its driver. See ``rings.measure``."""
+    found = []
+    for kind in KINDS:
+        ring = Ring(kind, NUM, size=MIB, event_idx=True, num_max=NUM)
+        driver, _ = measure(ring, BURST, seconds / len(KINDS))
+        title = (
+            f"{kind.name} ring: add_sgs, kick and get_buf of a chain of {len(SEGMENTS)} segments"
+        )
+        found.append(Cost("rings", title, driver, "µs", AIM))
+    return found
 
 
-def costs(name: str, image: Path, seconds: float) -> list[Cost]:
-    """Measure the costs of one name, on a target of their own."""
+def served(
+    ask: Callable[[Server, float], Awaitable[list[Cost]]], image: Path, seconds: float
+) -> list[Cost]:
+    """Measure what a target of its own costs."""
     with MINE.serve(image, IDLE) as server:
-        return trio.run(COSTS[name], server, seconds)
+        return trio.run(ask, server, seconds)
+
+
+COSTS: dict[str, Callable[[Path, float], list[Cost]]] = {
+    "memory": partial(served, idle_memory),
+    "wakeups": partial(served, idle_wakeups),
+    "ops": partial(served, operations),
+    "rings": rings,
+}

@@ -9,6 +9,8 @@ import pytest
 
 from tests.bench.compare import CPU, ROWS, Result, Row, line, verdict
 from tests.bench.sides import (
+    BRIDGED,
+    DAEMON_NBD,
     NBDKIT,
     Figure,
     Load,
@@ -114,6 +116,19 @@ def test_the_peer_runs(require, tmp_path, pinned):
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     figure = measure(NBDKIT, READ._replace(pinned=pinned), image, 0.2)
+    check(figure)
+
+
+def check(figure):
     assert figure.bytes == pytest.approx(figure.requests * READ.size, rel=0.01)
     assert figure.cpu_us > 0
     assert 0 < figure.p50_us <= figure.p99_us
+
+
+@pytest.mark.parametrize("side", [DAEMON_NBD, BRIDGED], ids=lambda side: side.name)
+def test_a_daemon_runs_by_itself_and_behind_a_bridge(require, tmp_path, side):
+    require("qemu-storage-daemon", "qemu-system-common")
+    require("fio", "fio")
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    check(measure(side, READ, image, 0.2))
