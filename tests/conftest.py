@@ -23,14 +23,19 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What collecting makes stays to the end: no search for garbage shall walk it again."""
+    """Collect without searches for garbage: what comes of it stays."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
-        gc.collect()
-        gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freeze():
+    """What is there when a module begins stays: a search for garbage does not walk it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
