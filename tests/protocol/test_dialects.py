@@ -3,9 +3,14 @@
 
 import pytest
 
+from tests.protocol.keyed import Alone
 from tests.protocol.pipe import feed
+from vof.errors import RemoteProtocolError
 from vof.protocol import v0, v5
-from vof.protocol.dialects import DIALECTS, ByteOpening, recognise
+from vof.protocol.byte_target import ByteTarget
+from vof.protocol.dialects import DIALECTS, ByteOpening, KeyedOpening, recognise
+from vof.protocol.keyed_target import KeyedTarget
+from vof.protocol.v0_keyed_target import DESC
 
 V5_CONTROL = bytes.fromhex("00000100 ffff0000 00040000 20000000")
 V5_QUEUE = bytes.fromhex("00000000 07000200 00000000 80000000")
@@ -38,9 +43,35 @@ def test_another_stream_goes_on_where_the_opening_ends(step):
     opening.all_sent()
 
 
+def test_a_first_message_shows_the_dialect():
+    opening = KeyedOpening()
+    alone = Alone(opening)
+    assert (opening.receives, opening.unsent, alone.posts()) == ((1, 64), False, [])
+    opening.completed(0)
+    opening.received(V0_RDMA + DESC.pack(1, 1024, 0, 0, 7))
+    assert opening.dialect is DIALECTS["v0"]
+    assert opening.receives == (0, 64)
+    stream = opening.open(opening.dialect, 1000, 1000)
+    alone = Alone(stream)
+    stream.advance()
+    assert [post.there for post in alone.posts()] == [(1, 1024, 7)]
+
+
+def test_a_first_message_that_is_none():
+    opening = KeyedOpening()
+    with pytest.raises(RemoteProtocolError, match="a message of 15 bytes"):
+        opening.received(bytes(15))
+    opening.release()
+    assert opening.receives == (1, 64)
+
+
 def test_the_ports():
     assert (DIALECTS["v5"].port, DIALECTS["v0"].port) == (v5.PORT, v0.PORT) == (8549, 15771)
 
 
 def test_what_a_mapping_says_it_is():
-    assert all(row.stream.target.dialect == name for name, row in DIALECTS.items())
+    for name, row in DIALECTS.items():
+        for mapping in ("stream", "keyed"):
+            assert row.on(mapping).target.dialect == name
+        assert issubclass(row.on("stream").target, ByteTarget)
+        assert issubclass(row.on("keyed").target, KeyedTarget)

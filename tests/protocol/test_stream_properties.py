@@ -230,7 +230,7 @@ def test_every_request_once_with_its_bytes(dialect, count, queue_size, queue_byt
             world.push(rng.randrange(len(world.held)))
         elif rng.random() < 0.02:
             world.target.trim()
-            world.initiator.inbox.trim()
+            world.initiator.trim()
     assert world.finished == count
     assert sorted(world.initiator.free) == world.ids
     target = world.target

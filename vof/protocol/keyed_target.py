@@ -41,13 +41,11 @@ class Request:
         start: address of the writable part.
         descs: where the initiator has it.
         note: what its completion must know of how it came; the dialect's.
-        chain: until it is handed out.
         here: the readable part was read.
     """
 
     __slots__ = (
         "capacity",
-        "chain",
         "command_id",
         "descs",
         "here",
@@ -67,7 +65,6 @@ class Request:
         self.start = slot.address if slot else 0
         self.descs = descs
         self.note = 0
-        self.chain: Chain | None = None
         self.here = True
 
 
@@ -93,7 +90,7 @@ class KeyedTarget(TargetStream, KeyedStream):
         self._under_way: deque[Mark] = deque()
         self._reading = 0
         self._most_reads = 1
-        self._arriving: deque[Request] = deque()
+        self._arriving: deque[tuple[Request, Chain]] = deque()
         self._quiet = False
         self._memory: Memory
         self._slots: Slots
@@ -271,15 +268,15 @@ class KeyedTarget(TargetStream, KeyedStream):
         view = slot.view if slot else memoryview(b"")
         request.start += out_length
         request.note = note
-        request.chain = Chain(
+        chain = Chain(
             (view[:out_length],) if out_length else (),
             (view[out_length:size],) if in_length else (),
             request,
         )
         self._held += size
         self.inflight += 1
-        self._arriving.append(request)
-        if eager is not None:
+        self._arriving.append((request, chain))
+        if eager:
             view[:out_length] = eager
         elif readable:
             self._read(request, readable)
@@ -288,11 +285,8 @@ class KeyedTarget(TargetStream, KeyedStream):
     def _deliver(self) -> None:
         """Hand out requests that are here, in order."""
         arriving = self._arriving
-        while arriving and arriving[0].here:
-            request = arriving.popleft()
-            assert request.chain is not None
-            self.chains.append(request.chain)
-            request.chain = None
+        while arriving and arriving[0][0].here:
+            self.chains.append(arriving.popleft()[1])
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -312,15 +306,15 @@ class KeyedTarget(TargetStream, KeyedStream):
 
     def _write(self, request: Request, length: int) -> None:
         """Queue writes of the front of the writable part."""
-        if length:
-            assert request.slot is not None
-            address, local = request.start, request.slot.at.local
-            for there, size, key in request.descs:
-                part = min(size, length)
-                self._sends.append(((WRITE, address, part, local, there, key), None))
-                address, length = address + part, length - part
-                if not length:
-                    break
+        if request.slot is None:
+            return
+        address, local = request.start, request.slot.at.local
+        for there, size, key in request.descs:
+            if not length:
+                break
+            part = min(size, length)
+            self._sends.append(((WRITE, address, part, local, there, key), None))
+            address, length = address + part, length - part
 
     def _done(self, request: Request) -> None:
         """All of a request is at the initiator."""

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Registered memory: what is found where, by which keys, and when it goes."""
+
+import gc
+
+import pytest
+
+from vof.memory import Region, address_of
+from vof.protocol.registered import (
+    LEAST_ORDER,
+    LOCAL,
+    MOST_ORDER,
+    REGION_BYTES,
+    REMOTE_READ,
+    REMOTE_WRITE,
+    SLAB_BYTES,
+    SPARES,
+    Domain,
+    Keys,
+    Memory,
+    Slots,
+)
+
+
+class Book(Domain):
+    """Notes what is registered."""
+
+    def __init__(self):
+        self.live = {}
+        self.next = 100
+
+    def register(self, region, rights):
+        self.next += 1
+        self.live[self.next] = region, rights
+        return Keys(self.next, self.next + 1000)
+
+    def deregister(self, keys):
+        del self.live[keys.local]
+
+
+@pytest.fixture
+def book():
+    return Book()
+
+
+def rights(book):
+    return sorted(right for _, right in book.live.values())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "registered"),
+    [
+        (LOCAL, [LOCAL]),
+        (REMOTE_READ, [REMOTE_READ]),
+        (REMOTE_WRITE, [REMOTE_WRITE]),
+        (REMOTE_READ | REMOTE_WRITE, [REMOTE_READ, REMOTE_WRITE]),
+    ],
+)
+def test_each_right_has_a_key_of_its_own(book, wanted, registered):
+    memory = Memory(book, wanted)
+    assert not book.live
+    _, at = memory.find(memory.alloc(5))
+    assert rights(book) == registered
+    by_right = {right: number for number, (_, right) in book.live.items()}
+    assert at.read == by_right.get(REMOTE_READ, -1 - 1000) + 1000
+    assert at.write == by_right.get(REMOTE_WRITE, -1 - 1000) + 1000
+    assert at.local in book.live
+    assert [keys.local for keys in at.keys] == sorted(book.live)
+
+
+def test_a_pool_that_grows(book):
+    memory = Memory(book)
+    views = [memory.alloc(REGION_BYTES // 2) for _ in range(5)]
+    large = memory.alloc(3 * REGION_BYTES)
+    assert len(book.live) == 4
+    assert bytes(large) == bytes(3 * REGION_BYTES)
+    assert len(memory.alloc(0)) == 0
+    for view in [*views, large]:
+        address, at = memory.find(view)
+        assert address == address_of(view)
+        assert at.start <= address < at.stop
+    assert {region.fd for region, _ in book.live.values()} == {-1}  # no descriptor is kept
+
+
+def test_what_is_not_there(book):
+    memory = Memory(book)
+    assert memory.find(memoryview(bytearray(10))) is None
+    view = memory.alloc(100)
+    assert memory.find(bytearray(10)) is None
+    assert memory.find(b"bytes") is None
+    assert memory.find(view.toreadonly()) is None
+    assert memory.find(memoryview(bytearray(10))) is None
+    assert memory.find(view[3:7])[0] == address_of(view) + 3
+
+
+def test_what_is_not_there_as_a_whole(book):
+    memory, region = Memory(book), Region(2 * REGION_BYTES)
+    memory.add(region)
+    here = region.view[-100:]
+    memory._known[0] = memory._known[0]._replace(stop=region.address + region.size - 1)
+    assert memory.find(here) is None
+    assert memory.find(here[:-1]) is not None
+
+
+def test_a_region_of_somebody_else_is_registered_once(book):
+    memory, region = Memory(book, REMOTE_WRITE), Region(4096)
+    first = memory.add(region)
+    assert memory.add(region) is first
+    assert len(book.live) == 1
+    view = region.alloc(64)
+    assert memory.find(view) == (address_of(view), first)
+    memory.trim()
+    assert len(book.live) == 1  # it is not ours
+    assert memory.find(view) is not None
+
+
+def test_regions_that_hold_nothing_go(book):
+    memory = Memory(book, REMOTE_READ | REMOTE_WRITE)
+    keep, drop = memory.alloc(10), memory.alloc(REGION_BYTES)
+    assert len(book.live) == 4
+    del drop
+    gc.collect()
+    memory.trim()
+    assert len(book.live) == 2
+    assert memory.find(keep) is not None
+    del keep
+    gc.collect()
+    memory.trim()
+    assert not book.live
+    assert memory.find(memory.alloc(1)) is not None
+
+
+def test_places_are_used_again(book):
+    slots = Slots(Memory(book))
+    first = slots.take(1)
+    assert len(first.view) == 1 << LEAST_ORDER
+    assert first.address == address_of(first.view)
+    second = slots.take(500)
+    assert second.address != first.address
+    slots.give(first)
+    assert slots.take(512) is first
+    assert len(slots.take(513).view) == 1024
+    assert len(book.live) == 1
+    large = [slots.take(1 << MOST_ORDER) for _ in range(2 * SLAB_BYTES >> MOST_ORDER)]
+    assert len({slot.address for slot in large}) == len(large)
+
+
+def test_so_many_large_places_are_kept(book):
+    slots = Slots(Memory(book))
+    large = [slots.take(SLAB_BYTES) for _ in range(SPARES + 3)]
+    for slot in large:
+        slots.give(slot)
+    again = [slots.take(SLAB_BYTES) for _ in range(SPARES)]
+    assert {id(slot) for slot in again} <= {id(slot) for slot in large}
+
+
+def test_places_come_from_another_pool(book):
+    memory, region = Memory(book), Region(1 << 20)
+    at = memory.add(region)
+    slot = Slots(memory, region).take(4096)
+    assert slot.at is at
+    assert region.used == SLAB_BYTES
+
+
+def test_trimmed_places_go(book):
+    memory = Memory(book)
+    slots = Slots(memory)
+    kept = slots.take(100)
+    slots.give(slots.take(200_000))
+    slots.trim()
+    gc.collect()
+    memory.trim()
+    assert len(book.live) == 1
+    slots.give(kept)
+    assert slots.take(100) is kept
+    del kept
+    slots.trim()
+    gc.collect()
+    memory.trim()
+    assert not book.live
