@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The relay between a fabric queue's stream and a ring: every chain goes there and back once."""
 
+import itertools
 import os
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from tests.protocol.pipe import bound, content, done, drain, feed, vq
 from tests.virtio.rings import KINDS, Ring
-from vof.bridge import Relay
+from vof.bridge import Relay, relay
 from vof.errors import QueueBroken
 from vof.target.bridges.eventfd import ONE, EventfdBell
 from vof.transport import polling
@@ -23,7 +25,7 @@ class Queue:
         self.stream = bound(64, pool=pool)
         self.push = self.stream.push
         self.came = trio.Event()
-        self.sent = b""
+        self.sent, self.flushes = b"", 0
 
     def feed(self, data):
         feed(self.stream.inbox, data)
@@ -36,6 +38,7 @@ class Queue:
         return chains
 
     def flush(self):
+        self.flushes += 1
         self.sent += drain(self.stream)
 
 
@@ -74,7 +77,7 @@ class Rig:
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
 async def rig(request, monkeypatch):
     monkeypatch.setattr(polling, "_shared", polling._Shared())
-    rig = Rig(request.param, 8)
+    rig = Rig(request.param, 16)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(rig.run)
         yield rig
@@ -122,6 +125,26 @@ async def test_what_finds_no_room_waits_its_turn(rig):
     assert seen == [b"%02d" % number for number in range(count)]
     assert not rig.relay.waiting
     assert rig.queue.sent == b"".join(done(number, b"ok") for number in range(count))
+
+
+@pytest.mark.parametrize(("lost", "kicks", "sends"), [(0, 3, 2), (1, 1, 1)])
+async def test_a_batch_goes_in_parts_as_long_as_this_thread_keeps_its_cpu(
+    rig, monkeypatch, lost, kicks, sends
+):
+    times = itertools.count(0, lost)
+    monkeypatch.setattr(relay, "getrusage", lambda who: SimpleNamespace(ru_nivcsw=next(times)))
+    rig.relay._switches = -lost
+    rig.queue.feed(b"".join(vq(number, b"?") for number in range(10)))
+    rig.ring.device.notify_enable()
+    await rig.settle()
+    assert os.read(rig.bell.kick, 1000) == kicks * ONE
+    for chain in rig.device():
+        rig.ring.device.push(chain, 0)
+    rig.ring.device.flush()
+    flushes = rig.queue.flushes
+    assert rig.look() == [True]
+    assert rig.queue.flushes - flushes == sends
+    assert rig.queue.sent == b"".join(done(number) for number in range(10))
 
 
 @pytest.mark.parametrize("how", ["break", "cancel", "lie"])

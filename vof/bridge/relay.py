@@ -7,6 +7,7 @@ until the second takes it.
 """
 
 from collections import deque
+from resource import RUSAGE_THREAD, getrusage
 
 import trio
 
@@ -15,8 +16,10 @@ from vof.virtio.model import Chain, DeviceQueue
 from vof.virtio.virtqueue import Virtqueue
 
 KICKED, FLUSHED = 4, 8
-"""So many chains are passed on at a time. Three processes have a part in each: if a batch went
-round as a whole, only one of them would work at a time."""
+"""So many chains of a batch are passed on at a time, as long as this thread keeps its CPU. Client,
+this process and the device have a part in each: if a batch went round as a whole, only one of them
+would work at a time. Where they share a CPU, parts would only be more work: whoever is woken takes
+the CPU from us, which the kernel counts."""
 MOST = 1 << 20
 ZEROES = memoryview(bytes(MOST))
 
@@ -55,6 +58,8 @@ class Relay:
         self._queue = queue
         self._front = front
         self._failure = failure
+        self._parts = False
+        self._switches = 0
 
     async def run(self, vq: Virtqueue) -> None:
         """Relay until the virtqueue breaks. Suspends.
@@ -85,8 +90,12 @@ class Relay:
         scope.cancel()
 
     def _offer(self) -> None:
-        """Add what waits, as far as there is room; the device begins with the first meanwhile."""
+        """Add what waits, as far as there is room."""
         vq, waiting, front, added = self._vq, self.waiting, self._front, 0
+        if len(waiting) > KICKED:
+            switches = getrusage(RUSAGE_THREAD).ru_nivcsw
+            self._parts = switches == self._switches
+            self._switches = switches
         while waiting:
             chain = waiting[0]
             readable, writable = chain.readable, chain.writable
@@ -107,7 +116,7 @@ class Relay:
             else:
                 waiting.popleft()
                 added += 1
-                if not added % KICKED:
+                if self._parts and not added % KICKED:
                     vq.kick()
         vq.kick()
         if vq.num_free < self._num:
@@ -122,7 +131,7 @@ class Relay:
         while used is not None:
             push(*used)  # type: ignore[arg-type]  # nobody else adds
             pushed += 1
-            if not pushed % FLUSHED:
+            if self._parts and not pushed % FLUSHED:
                 queue.flush()
             used = take()
         queue.flush()
