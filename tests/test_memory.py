@@ -192,10 +192,15 @@ def test_scratch_is_of_a_region_that_has_plenty():
     assert region.offset_of(scratch) is not None
     for pool, size in ((region, PAGE + 1), (Region(PAGE), 65), (HEAP, 3)):
         assert pool.scratch(size) is None
-    held = [region.claim(PAGE) for _ in range(SCRATCHES * 7 // 8 - 1)]
+    held = [region.claim(PAGE) for _ in range(SCRATCHES // 2)]
     assert region.scratch(PAGE) is None
     del scratch
     assert region.scratch(PAGE) is not None
+    held.clear()
+    held = [region.alloc(PAGE // 2) for _ in range(2 * SCRATCHES)]
+    del held[::2]
+    assert region.scratch(PAGE) is None  # in no piece
+    held.clear()
     region.wait(held.clear)
     assert region.scratch(PAGE) is None
 

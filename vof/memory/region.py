@@ -129,8 +129,8 @@ class Region(Pool):
         return view
 
     def scratch(self, size: int) -> memoryview | None:
-        """Return bytes of the region, if that is large and nobody waits for some. See ``Pool``."""
-        if size > self.size // SCRATCHES or self.contended:
+        """Return bytes of the region, if it is large and half of it is free. See ``Pool``."""
+        if size > self.size // SCRATCHES or self.contended or 2 * self.used > self.size:
             return None
         try:
             return self.claim(size)
