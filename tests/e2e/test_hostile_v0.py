@@ -38,7 +38,7 @@ from tests.wire_v0 import (
 from vof.target.devices import BlkModel, MemoryBacking
 from vof.target.limits import Limits
 
-LIMITS = Limits(request_bytes=1 << 20, queue_bytes=4 << 20, connect_seconds=0.5)
+LIMITS = Limits(request_bytes=1 << 20, queue_bytes=4 << 20, connect_seconds=5)
 BOUND = 48 << 20
 """What all bad peers of one test may make the process hold, in bytes: they are five at a time."""
 
