@@ -27,8 +27,19 @@ faults: list[str] = []
 """What was refused, in this process; whoever looks clears it."""
 
 
+ENDED = "the peer ended the connection"
+
+
 class Fault(VofError):
-    """An access that an adapter refuses."""
+    """What an adapter refuses.
+
+    Attributes:
+        told: what the other side is told.
+    """
+
+    def __init__(self, message: str, told: str = ENDED) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class _Grant(NamedTuple):
@@ -59,7 +70,7 @@ class LoopbackDomain(Domain):
 
     def deregister(self, keys: Keys) -> None:
         """Let a key be of no use any more."""
-        self._grants.pop(keys.local, None)
+        self._grants.pop(keys.remote, None)
 
     def reach(self, address: int, length: int, key: int, rights: int) -> memoryview:
         """Return memory by its key. Raises Fault."""
@@ -132,7 +143,7 @@ class LoopbackPair(QueuePair):
                     self._send(post)
             except Fault as fault:
                 faults.append(str(fault))
-                self._fail(ConnectionLost(f"the queue pair is in error: {fault}"))
+                self._fail(f"the queue pair is in error: {fault}", fault.told)
                 return
             self._done += 1
             self._wake()
@@ -143,8 +154,8 @@ class LoopbackPair(QueuePair):
         rights = REMOTE_READ if kind == READ else REMOTE_WRITE
         try:
             memory = self.peer._domain.reach(there, length, remote, rights)
-        except Fault:
-            self.peer._fail(ConnectionLost("the peer went for memory that is not open to it"))
+        except Fault as fault:
+            fault.told = "the peer went for memory that is not open to it"
             raise
         if kind == READ:
             here[:] = memory
@@ -157,8 +168,8 @@ class LoopbackPair(QueuePair):
             raise Fault(f"no receive is posted for a message of {len(message)} bytes")
         size = peer._receives.popleft()
         if len(message) > size:
-            peer._fail(ConnectionLost(f"a message of {len(message)} bytes, of {size} at most"))
-            raise Fault(f"a message of {len(message)} bytes meets a receive of {size}")
+            told = f"a message of {len(message)} bytes, of {size} at most"
+            raise Fault(f"a message of {len(message)} bytes meets a receive of {size}", told)
         peer._messages.append(message)
         peer._wake()
 
@@ -184,18 +195,18 @@ class LoopbackPair(QueuePair):
             self._awake = True
             os.eventfd_write(self.fd, 1)
 
-    def _fail(self, error: VofError) -> None:
-        """Enter the error state; the first reason stays. The peer notices."""
+    def _fail(self, why: str, told: str = ENDED) -> None:
+        """Enter the error state; the first reason stays. The peer notices, and is told."""
         if self._error is None:
-            self._error = error
+            self._error = ConnectionLost(why)
             self._posted.clear()
             self._receives.clear()
             self._wake()
-            self.peer._fail(ConnectionLost("the peer ended the connection"))
+            self.peer._fail(told)
 
     def kill(self) -> None:
         """Enter the error state. See ``QueuePair``."""
-        self._fail(ConnectionLost("the queue pair was ended"))
+        self._fail("the queue pair was ended")
 
     def close(self) -> None:
         """Let go of everything. See ``QueuePair``."""

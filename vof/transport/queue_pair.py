@@ -173,13 +173,15 @@ class KeyedConnection(Connection):
 
     async def drained(self) -> None:
         """Wait until everything is at the peer, or the connection is over; nobody reads then."""
-        while self.error is None and (self._under_way or self._stream.unsent):
+        while self.error is None:
+            self.flush()
             if self._blocked is not None:
                 await self._blocked.wait()
-                continue
-            await self._readable()
-            self._reap()
-            self.flush()
+            elif self._under_way:
+                await self._readable()
+                self._reap()
+            else:
+                return
 
     # -- in -----------------------------------------------------------------------------------
 

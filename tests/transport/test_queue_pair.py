@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The edge of a queue pair, and the queue pairs of software that stand for an adapter."""
+
+import os
+
+import pytest
+import trio
+import trio.testing
+
+from vof.errors import ConnectionLost, RemoteProtocolError
+from vof.memory import Region
+from vof.protocol.keyed import FIRST_BYTES, READ, WRITE
+from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE, Keys, Memory
+from vof.transport.loopback_pairs import Fault, LoopbackDomain, faults, join
+from vof.transport.queue_pair import KeyedConnection
+
+LIMIT = 10
+BOTH = REMOTE_READ | REMOTE_WRITE
+
+
+class Carried:
+    """A keyed stream that sends what a test says, and keeps what comes."""
+
+    def __init__(self, receives=(8, 64)):
+        self.receives = receives
+        self.waiting = []
+        self.got = []
+        self.done = 0
+        self.begun = None
+
+    def carry(self, memory, reads):
+        self.begun = memory, reads
+
+    @property
+    def unsent(self):
+        return bool(self.waiting)
+
+    def posts(self, room):
+        posts, self.waiting = self.waiting[:room], self.waiting[room:]
+        return posts
+
+    def completed(self, count):
+        self.done += count
+
+    def received(self, message):
+        if message == b"bad":
+            raise RemoteProtocolError("it is bad")
+        self.got.append(message)
+
+
+class Ends:
+    """Two connections, each with a stream."""
+
+    def __init__(self, nursery, **limits):
+        near = Memory(LoopbackDomain(), BOTH)
+        self.pairs = join(near, **limits)
+        self.connections = [KeyedConnection(pair, "peer") for pair in self.pairs]
+        self.streams = [Carried(), Carried()]
+        for connection, stream in zip(self.connections, self.streams, strict=True):
+            connection.attach(stream, nursery)
+        self.near, self.far = self.connections
+
+    def ready(self):
+        """Let both have their receives."""
+        self.near.flush()
+        self.far.flush()
+
+    def send(self, *posts):
+        self.streams[0].waiting += posts
+        self.near.flush()
+
+    def transfer(self, kind, length=5, right=None, at=0):
+        """Return a post, the memory on this side, and that on the other."""
+        here = self.pairs[0].memory.alloc(length)
+        region = Region(4096)
+        keys = self.pairs[1].memory.domain.register(
+            region, right or (REMOTE_READ, REMOTE_WRITE)[kind]
+        )
+        address, known = self.pairs[0].memory.find(here)
+        post = (kind, address, length, known.local, region.address + at, keys.remote)
+        return post, here, region.view[at : at + length]
+
+
+def eventfds():
+    """Return how many eventfds are open."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += "eventfd" in os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # of the listing itself
+            pass
+    return count
+
+
+@pytest.fixture
+async def make():
+    faults.clear()
+    made = []
+    before = eventfds()
+    async with trio.open_nursery() as nursery:
+
+        def make(**limits):
+            made.append(Ends(nursery, **limits))
+            return made[-1]
+
+        yield make
+        for ends in made:
+            for connection in ends.connections:
+                connection.close()
+                connection.close()
+        nursery.cancel_scope.cancel()
+    assert eventfds() == before
+    faults.clear()
+
+
+# -- both ways ------------------------------------------------------------------------------------
+
+
+async def test_messages_and_transfers_in_order(make):
+    ends = make()
+    ends.ready()
+    read, here, there = ends.transfer(READ)
+    there[:] = b"their"
+    write, mine, theirs = ends.transfer(WRITE)
+    mine[:] = b"mine!"
+    ends.send(read, write, b"message")
+    assert (bytes(here), bytes(theirs)) == (b"their", b"mine!")
+    assert ends.far.receive()
+    assert ends.streams[1].got == [b"message"]
+    assert not ends.near.receive()
+    assert ends.streams[0].done == 3
+    assert (ends.near.bytes_in, ends.near.bytes_out) == (5, 12)
+    assert (ends.far.bytes_in, ends.far.bytes_out) == (7, 0)
+    assert not faults
+
+
+async def test_what_a_stream_is_told(make):
+    ends = make(reads=3)
+    assert ends.near.pool is ends.pairs[0].memory
+    assert ends.streams[0].begun == (ends.pairs[0].memory, 3)
+    assert ends.near.mapping == "keyed"
+    assert ends.near.dry
+
+
+async def test_the_target_can_be_sent_to_before_it_looks(make):
+    ends = make()
+    ends.send(bytes(FIRST_BYTES))
+    assert ends.far.receive()
+    assert ends.streams[1].got == [bytes(FIRST_BYTES)]
+
+
+async def test_receives_are_posted_anew(make):
+    ends = make()
+    for _ in range(5):
+        ends.ready()
+        ends.send(*[b"m"] * 8)
+        assert ends.far.receive()
+    assert len(ends.streams[1].got) == 40
+    assert not faults
+
+
+async def test_a_message_without_a_receive(make):
+    ends = make()
+    ends.ready()
+    ends.send(*[b"m"] * 9)
+    assert ends.far.receive()
+    assert len(ends.streams[1].got) == 8
+    assert not ends.far.receive()
+    assert "the peer ended the connection" in str(ends.far.error)
+    assert not ends.near.receive()
+    assert not ends.near.receive()
+    assert "no receive is posted for a message of 1 bytes" in str(ends.near.error)
+    assert len(faults) == 1
+
+
+async def test_a_message_that_is_too_long(make):
+    ends = make()
+    ends.send(bytes(FIRST_BYTES + 1))
+    assert not ends.near.receive()
+    assert not ends.far.receive()
+    assert "meets a receive of 64" in str(ends.near.error)
+    assert "a message of 65 bytes, of 64 at most" in str(ends.far.error)
+
+
+async def test_a_bad_message_is_told(make):
+    ends = make()
+    ends.ready()
+    ends.send(b"good", b"bad", b"later")
+    with pytest.raises(RemoteProtocolError, match="it is bad"):
+        ends.far.receive()
+    assert ends.streams[1].got == [b"good"]
+    assert ends.far.error is None  # whoever called decides
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "at", "why"),
+    [
+        (READ, REMOTE_WRITE, 0, "gives rights 2, not 1"),
+        (WRITE, REMOTE_READ, 0, "gives rights 1, not 2"),
+        (READ, REMOTE_READ, 4092, "not within key"),
+        (WRITE, REMOTE_WRITE, -1, "not within key"),
+    ],
+)
+async def test_memory_that_is_not_open(make, kind, right, at, why):
+    ends = make()
+    ends.ready()
+    post, here, _ = ends.transfer(kind, 5, right, at)
+    ends.send(post, b"later")
+    assert not ends.near.receive()
+    assert not ends.far.receive()
+    assert why in str(ends.near.error)
+    assert "went for memory" in str(ends.far.error)
+    assert not ends.streams[1].got
+    assert bytes(here) == bytes(5)
+    assert [why in fault for fault in faults] == [True]
+
+
+async def test_a_key_that_was_taken_back(make):
+    ends = make()
+    post, _, _ = ends.transfer(READ)
+    ends.pairs[1].memory.domain.deregister(Keys(post[3], post[5]))
+    ends.send(post)
+    ends.near.receive()
+    assert "is dead" in str(ends.near.error)
+
+
+async def test_a_wrong_local_key_is_ones_own_fault(make):
+    ends = make()
+    post, _, _ = ends.transfer(READ)
+    ends.send((*post[:3], post[3] ^ 1, *post[4:]))
+    ends.near.receive()
+    ends.far.receive()
+    assert "is dead" in str(ends.near.error)
+    assert "the peer ended the connection" in str(ends.far.error)
+
+
+async def test_keys_die_with_the_last_queue_pair():
+    memory = Memory(LoopbackDomain(), BOTH)
+    one, other = join(memory)
+    second = join(memory)
+    _, at = memory.find(memory.alloc(8))
+    one.close()
+    memory.domain.reach(at.start, 8, at.read, REMOTE_READ)
+    second[0].close()
+    with pytest.raises(Fault, match="is dead"):
+        memory.domain.reach(at.start, 8, at.read, REMOTE_READ)
+    memory.domain.deregister(at.keys[0])
+    other.close()
+    second[1].close()
+
+
+# -- fencing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fence", "fail", "close"])
+async def test_nothing_lands_after_the_end(make, how):
+    ends = make()
+    post, here, there = ends.transfer(WRITE)
+    here[:] = b"late!"
+    ends.pairs[0].held = True
+    ends.send(post, b"m")
+    {"fence": ends.far.fence, "close": ends.far.close, "fail": lambda: ends.far.fail(None)}[how]()
+    ends.pairs[0].carry_out()
+    assert bytes(there) == bytes(5)
+    assert isinstance(ends.far.error, ConnectionLost)
+    assert not ends.near.receive()
+    assert "the peer ended the connection" in str(ends.near.error)
+    assert not faults
+
+
+async def test_nothing_of_ours_lands_after_our_end(make):
+    ends = make()
+    post, here, there = ends.transfer(WRITE)
+    here[:] = b"late!"
+    ends.pairs[0].held = True
+    ends.send(post)
+    ends.near.fail(None)
+    ends.pairs[0].carry_out()
+    assert bytes(there) == bytes(5)
+
+
+async def test_the_reason_of_the_end_is_the_first(make):
+    ends = make()
+    ends.near.fail(RemoteProtocolError("first"))
+    ends.near.fence()
+    ends.near.close()
+    assert str(ends.near.error) == "first"
+    assert not ends.near.receive()
+    ends.send(b"nothing happens")
+
+
+# -- room -----------------------------------------------------------------------------------------
+
+
+async def until(condition):
+    with trio.fail_after(LIMIT):
+        while not condition():
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_no_more_is_under_way_than_there_is_room_for(make):
+    ends = make(depth=3)
+    ends.ready()
+    ends.pairs[0].held = True
+    ends.send(*[b"%d" % number for number in range(8)])
+    assert ends.near.blocked
+    assert len(ends.pairs[0]._under_way) == 3
+    for sent in (3, 6, 8):
+        ends.pairs[0].carry_out()
+        await trio.testing.wait_all_tasks_blocked()
+        ends.far.receive()
+        assert len(ends.streams[1].got) == sent
+    assert not ends.near.blocked
+    with trio.fail_after(LIMIT):
+        await ends.near.drained()
+    assert ends.streams[0].done == 8
+    assert ends.streams[1].got == [b"%d" % number for number in range(8)]
+
+
+async def test_who_reads_and_who_waits_for_room_wait_together(make, nursery):
+    ends = make(depth=2)
+    ends.ready()
+    ends.pairs[0].held = True
+    nursery.start_soon(ends.near.sleep)
+    await trio.testing.wait_all_tasks_blocked()
+    assert ends.near.asleep
+    ends.send(*[b"m"] * 4)
+    await trio.testing.wait_all_tasks_blocked()
+    assert ends.near.blocked
+    ends.pairs[0].carry_out()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not ends.near.asleep
+    ends.pairs[0].carry_out()
+    await until(lambda: not ends.near.blocked)
+    ends.far.receive()
+    assert len(ends.streams[1].got) == 4
+
+
+async def test_a_message_that_comes_while_one_waits_for_room_is_not_lost(make):
+    ends = make(depth=2)
+    ends.ready()
+    ends.pairs[0].held = True
+    ends.send(*[b"m"] * 3)
+    await trio.testing.wait_all_tasks_blocked()
+    ends.streams[1].waiting.append(b"hello")
+    ends.far.flush()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not ends.streams[0].got
+    with trio.fail_after(LIMIT):
+        await ends.near.sleep()  # it is there already
+    assert ends.near.receive()
+    assert ends.streams[0].got == [b"hello"]
+    assert ends.near.blocked
+
+
+async def test_who_waits_for_room_notices_the_end(make):
+    ends = make(depth=2)
+    ends.ready()
+    ends.pairs[0].held = True
+    ends.send(*[b"m"] * 3)
+    await trio.testing.wait_all_tasks_blocked()
+    ends.far.close()
+    with trio.fail_after(LIMIT):
+        await ends.near.drained()
+    assert not ends.near.blocked
+    assert ends.near.error is not None
+
+
+async def test_drained_means_that_it_is_there(make, nursery):
+    ends = make()
+    ends.ready()
+    ends.pairs[0].held = True
+    ends.send(b"last words")
+    done = []
+
+    async def drain():
+        await ends.near.drained()
+        done.append(True)
+
+    nursery.start_soon(drain)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not done
+    ends.pairs[0].carry_out()
+    await until(lambda: done)
+    ends.near.close()
+    assert ends.far.receive()
+    assert ends.streams[1].got == [b"last words"]
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+async def test_waiting_for_a_message(make, nursery):
+    ends = make()
+    ends.ready()
+    before = ends.far.heard
+
+    async def receive():
+        while not ends.far.receive():
+            await ends.far.wait()
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as inner:
+            inner.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            ends.send(b"hello")
+    assert ends.streams[1].got == [b"hello"]
+    assert ends.far.heard > before
+
+
+@pytest.mark.parametrize("how", ["interrupt", "fence", "close"])
+async def test_whoever_sleeps_is_woken(make, nursery, how):
+    ends = make()
+    nursery.start_soon(ends.near.sleep)
+    nursery.start_soon(ends.near.sleep)
+    await trio.testing.wait_all_tasks_blocked()
+    getattr(ends.near, how)()
+    await until(lambda: not ends.near.asleep)
+    ends.near.close()
+    ends.near.interrupt()
+    with trio.fail_after(LIMIT):
+        await ends.near.sleep()  # there is nothing to wait for
+
+
+async def test_more_posts_than_room_would_be_noticed(make):
+    ends = make(depth=2, reads=1)
+    ends.pairs[0].held = True
+    with pytest.raises(AssertionError, match="room"):
+        ends.pairs[0].post([b"m"] * 3)
+    post, _, _ = ends.transfer(READ)
+    other = make(depth=4, reads=1)
+    other.pairs[0].held = True
+    with pytest.raises(AssertionError, match="reads"):
+        other.pairs[0].post([post, post])
