@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Transport features: what initiator and target agree on about the carrier."""
 
+from vof.errors import CommandError
 from vof.initiator.control import ControlQueue
 from vof.protocol import v5
 from vof.protocol.initiator_stream import InitiatorStream
@@ -41,12 +42,19 @@ class Transport:
             self._descs = (await self._command(v5.GET_KEYED_NUM_DESCS))["descs"]
 
     async def prepare(self, stream: InitiatorStream, index: int) -> None:
-        """Let a virtqueue that is connected use them. Suspends; raises as ``negotiate``."""
+        """Let a virtqueue that is connected use them. Suspends.
+
+        Raises:
+            VofError: as ``ControlQueue.commands``. A target that refuses its eager buffer has none.
+        """
         if not self.features:
             return
         eager = None
         if self.features & bit(v5.F_KEYED_EAGER_BUF):
-            eager = await self._command(v5.GET_KEYED_EAGER_BUF, vq_index=index, descs=PIECES)
+            try:
+                eager = await self._command(v5.GET_KEYED_EAGER_BUF, vq_index=index, descs=PIECES)
+            except CommandError:
+                pass
         stream.allow(self._descs, eager)
 
     async def _command(self, opcode: int, **fields: int) -> dict[str, int]:

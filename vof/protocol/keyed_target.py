@@ -91,7 +91,7 @@ class KeyedTarget(TargetStream, KeyedStream):
         self._reading = 0
         self._most_reads = 1
         self._arriving: deque[tuple[Request, Chain]] = deque()
-        self._quiet = False
+        self._quiet = self._busy = False
         self._memory: Memory
         self._slots: Slots
         self._program = self._commands()
@@ -118,10 +118,11 @@ class KeyedTarget(TargetStream, KeyedStream):
 
     @property
     def receives(self) -> tuple[int, int]:
-        """One for CONNECT; then for each command in flight, and some."""
+        """One for CONNECT, and again when that is refused; then one for each command, and some."""
         size = self._queue_size
         if size < 0:
-            return 1 - len(self._waiting), FIRST_BYTES
+            nothing = self._busy and not self._sends  # it may be a larger one that comes next
+            return (0 if nothing else 1 - len(self._waiting)), FIRST_BYTES
         return (size or v5.CONTROL_QUEUE_SIZE) + EXTRA - len(self._waiting), self.message_bytes
 
     @property
@@ -207,7 +208,9 @@ class KeyedTarget(TargetStream, KeyedStream):
                 raise RemoteProtocolError(
                     f"a message of {len(message)} bytes; a command has {HEADER_BYTES}"
                 )
+            self._busy = True
             yield from self._command(message)
+            self._busy = False
 
     @abstractmethod
     def _command(self, message: bytes) -> Program:

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device on queue pairs: where buffers lie, what is agreed on, and when a buffer is safe."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+import vof
+from tests.conformance.fabric import fabric
+from tests.models import Echo, Hoard
+from vof.errors import CommandError, QueueBroken
+from vof.protocol import v5
+from vof.protocol.dialects import DIALECTS
+from vof.protocol.keyed import READ
+from vof.protocol.keyed_target import KeyedTarget
+from vof.protocol.registered import Memory
+from vof.protocol.v5_keyed_target import V5KeyedTarget
+from vof.target.instance import Instance, Refused
+from vof.target.server import Export, Server
+from vof.transport import listen, parse_url
+from vof.transport.loopback_pairs import LoopbackPair, faults
+from vof.virtio.device import VirtqueueInfo
+
+URL = "vof+loopback+keyed://keyed"
+LIMIT = 10
+
+
+@pytest.fixture(autouse=True)
+def no_fault():
+    faults.clear()
+    yield
+    assert not faults
+
+
+@pytest.fixture(params=DIALECTS)
+def make(request):
+    return fabric(URL, request.param)
+
+
+@asynccontextmanager
+async def started(make, model, size=4):
+    async with make(model) as device:
+        await device.initialize(0)
+        (vq,) = await device.find_vqs([VirtqueueInfo("q", None, size)])
+        await device.ready()
+        yield device, vq
+
+
+@pytest.fixture
+def posted(monkeypatch):
+    """All posts of this process, and the pairs that they were posted to."""
+    seen = []
+    post = LoopbackPair.post
+
+    def spy(self, posts):
+        seen.extend((self, one) for one in posts)
+        post(self, posts)
+
+    monkeypatch.setattr(LoopbackPair, "post", spy)
+    return seen
+
+
+def transfers(posted, pair=None):
+    return [post for where, post in posted if type(post) is tuple and pair in (None, where)]
+
+
+async def exchange(vq, sgs, out_sgs):
+    vq.add_sgs(sgs, out_sgs, len(sgs) - out_sgs, "token")
+    vq.kick()
+    with trio.fail_after(LIMIT):
+        while (used := vq.get_buf()) is None:
+            await vq.wait_used()
+    return used[1]
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+async def test_what_lies_in_the_pool_is_moved_without_a_copy(make, posted):
+    async with started(make, Echo()) as (device, vq):
+        assert isinstance(device.pool, Memory)
+        question, answer = device.pool.alloc(20_000), device.pool.alloc(20_000)
+        question[:] = b"0123456789" * 2000
+        del posted[:]
+        assert await exchange(vq, [question, answer], 1) == 20_000
+        assert answer == question
+        places = {device.pool.find(buffer)[0] for buffer in (question, answer)}
+        assert {post[4] for post in transfers(posted)} == places
+
+
+async def test_what_lies_elsewhere_is_copied(make):
+    async with started(make, Echo()) as (_, vq):
+        answer = bytearray(20_000)
+        assert await exchange(vq, [b"0123456789" * 2000, answer], 1) == 20_000
+        assert answer == b"0123456789" * 2000
+
+
+async def test_queues_of_one_device_know_the_same_memory(make):
+    async with make(Echo()) as device:
+        await device.initialize(0)
+        vqs = await device.find_vqs([VirtqueueInfo("one"), VirtqueueInfo("other")])
+        await device.ready()
+        buffer, answer = device.pool.alloc(9000), device.pool.alloc(9000)
+        for vq in vqs:
+            assert await exchange(vq, [buffer, answer], 1) == 9000
+
+
+async def test_a_target_learns_nothing_that_is_of_use_on_another_device():
+    async with fabric(URL)(Echo()) as one:
+        async with fabric(URL + "2")(Echo()) as other:
+            assert one.pool.domain is not other.pool.domain
+
+
+# -- transport features ---------------------------------------------------------------------------
+
+
+async def test_a_small_request_is_one_exchange(posted):
+    async with started(fabric(URL), Echo()) as (device, vq):
+        answer = device.pool.alloc(3000)
+        await exchange(vq, [b"q" * 3000, answer], 1)
+        del posted[:]
+        await exchange(vq, [b"q" * 3000, answer], 1)
+        assert READ not in [post[0] for post in transfers(posted)]
+        assert len(posted) == 4  # written, asked; written, answered
+        await exchange(vq, [b"q" * 9000, answer], 1)
+        assert READ in [post[0] for post in transfers(posted)]
+
+
+async def test_many_pieces_are_as_many_as_the_target_takes(posted):
+    async with started(fabric(URL), Echo()) as (device, vq):
+        pieces = [device.pool.alloc(1000) for _ in range(40)]
+        del posted[:]
+        assert await exchange(vq, [*pieces, bytearray(5)], 20) == 20_000 + 5
+        assert len([post for post in transfers(posted) if post[0] == READ]) == 20
+
+
+@pytest.mark.parametrize("features", [0, 1, 2])
+async def test_a_target_with_less(monkeypatch, posted, features):
+    monkeypatch.setattr(V5KeyedTarget, "transport_features", features)
+    async with started(fabric(URL), Echo()) as (device, vq):
+        pieces = [device.pool.alloc(10) for _ in range(5)]
+        del posted[:]
+        assert await exchange(vq, pieces, 3) == 20
+        reads = [post for post in transfers(posted) if post[0] == READ]
+        assert len(reads) == {0: 1, 1: 3, 2: 0}[features]
+
+
+async def test_a_target_that_has_no_eager_buffer_after_all(monkeypatch):
+    async def refuse(self, fields):
+        raise Refused(v5.EQUEUEQUOT)
+
+    monkeypatch.setitem(Instance.answer.__globals__["HANDLERS"], v5.GET_KEYED_EAGER_BUF, refuse)
+    async with started(fabric(URL), Echo()) as (_, vq):
+        assert await exchange(vq, [b"question", bytearray(8)], 1) == 8
+
+
+async def test_a_target_that_refuses_what_it_offers(monkeypatch):
+    async def refuse(self, fields):
+        raise Refused(v5.EFEATURE)
+
+    monkeypatch.setitem(Instance.answer.__globals__["HANDLERS"], v5.SET_FEATURE, refuse)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with fabric(URL)(Echo()):
+            pass
+    assert caught.group_contains(CommandError, match="EFEATURE")
+
+
+# -- fencing --------------------------------------------------------------------------------------
+
+
+class Late(Hoard):
+    """Answers once it is too late."""
+
+    def answer(self):
+        for chain in self.chains:
+            for segment in chain.writable:
+                segment[:] = b"!" * len(segment)
+            self.queue.push(chain, sum(map(len, chain.writable)))
+        self.chains.clear()
+        self.queue.flush()
+
+
+async def break_and_detach(device, vq):
+    vq.break_()
+    assert vq.detach_unused_buf() == "token"
+
+
+async def reset(device, vq):
+    await device.reset()
+    assert vq.detach_unused_buf() == "token"
+
+
+async def delete(device, vq):
+    await device.del_vq(0)
+    assert vq.detach_unused_buf() == "token"
+
+
+async def resize(device, vq):
+    taken = []
+    await vq.resize(2, lambda vq, token: taken.append(token))
+    assert taken == ["token"]
+
+
+@pytest.mark.parametrize("end", [break_and_detach, reset, delete, resize])
+async def test_what_was_on_its_way_does_not_land_in_a_buffer_that_went_back(make, end):
+    model = Late()
+    async with started(make, model) as (device, vq):
+        buffer = device.pool.alloc(64)
+        vq.add_inbuf([buffer], "token")
+        vq.kick()
+        await model.holds(1)
+        far = vq._connection._pair.peer
+        far.held = True  # it is posted, and on its way
+        model.answer()
+        assert far._posted
+        await end(device, vq)
+        far.carry_out()
+        assert bytes(buffer) == bytes(64)
+
+
+async def test_a_queue_that_is_broken_and_mended_lost_nothing(make):
+    model = Late()
+    async with started(make, model) as (device, vq):
+        buffer = device.pool.alloc(64)
+        vq.add_inbuf([buffer], "token")
+        vq.kick()
+        await model.holds(1)
+        vq.break_()
+        vq.unbreak()
+        model.answer()
+        with trio.fail_after(LIMIT):
+            await vq.wait_used()
+        assert vq.get_buf() == ("token", 64)
+
+
+async def test_a_queue_whose_buffers_were_taken_back_is_over(make):
+    model = Late()
+    async with started(make, model) as (device, vq):
+        vq.add_inbuf([device.pool.alloc(64)], "token")
+        vq.kick()
+        await model.holds(1)
+        vq.break_()
+        assert vq.detach_unused_buf() == "token"
+        vq.unbreak()
+        assert vq.is_broken
+        with pytest.raises(QueueBroken):
+            vq.add_inbuf([device.pool.alloc(64)], "token")
+
+
+# -- the target's side of it ----------------------------------------------------------------------
+
+
+def pair_of(vq):
+    """The target's end of a virtqueue."""
+    return vq._connection._pair.peer
+
+
+async def test_reads_under_way_when_a_target_drains(monkeypatch):
+    """What was asked for before the end is read, carried out and answered."""
+    servers = []
+    begin = KeyedTarget.quiesce
+
+    def quiesce(self):
+        servers.append(self)
+        begin(self)
+
+    monkeypatch.setattr(KeyedTarget, "quiesce", quiesce)
+    async with trio.open_nursery() as nursery:
+        listeners = await listen(parse_url(URL))
+        server = Server({"it": Export("it", Echo)})
+        await nursery.start(server.serve, listeners)
+        async with vof.connect(URL + "/it") as device:
+            await device.initialize(0)
+            (vq,) = await device.find_vqs([VirtqueueInfo("q", None, 4)])
+            await device.ready()
+            far = pair_of(vq)
+            far.held = True
+            answer = device.pool.alloc(9000)
+            vq.add_sgs([device.pool.alloc(9000), answer], 1, 1, "token")
+            vq.kick()
+            await trio.testing.wait_all_tasks_blocked()
+            assert far._posted  # the read
+            with trio.fail_after(LIMIT):
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(server.drain, LIMIT)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert servers
+                    far.held = False
+                    far.carry_out()
+                    while (used := vq.get_buf()) is None:
+                        await vq.wait_used()
+                    assert used == ("token", 9000)
+        nursery.cancel_scope.cancel()
