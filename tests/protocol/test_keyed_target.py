@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The target's side of a queue pair in dialect v5: requests, limits, and what no peer sends."""
 
+import gc
+
 import pytest
 
 from tests.protocol.keyed import Alone, Moved, live
@@ -221,16 +223,94 @@ def test_bytes_that_others_hold_are_waited_for():
     assert budget.used == 0
 
 
-def test_what_is_beyond_need_goes_back_when_idle():
-    budget = Budget(1 << 20)
+def test_what_is_beyond_need_goes_back_when_nothing_is_held():
+    budget = Budget(4 << 20)
     queue = live(request_bytes=4 * MIB)
     queue.stream.bind(4, HEAP, budget=budget)
-    queue.stream.received(vq(1, (), [FREE + 900_000]))
-    queue.stream.push(taken(queue.stream)[0], 0)
+    for ident in (1, 2):
+        queue.stream.received(vq(ident, (), [FREE + 900_000]))
+    used = budget.used
+    first, second = taken(queue.stream)
+    queue.stream.push(first, 0)
     queue.run()
-    assert budget.used
+    assert budget.used == used  # the next may need as much
     queue.stream.trim()
+    assert 0 < budget.used < used
+    queue.stream.push(second, 0)
+    queue.run()
     assert budget.used == 0
+
+
+def test_who_goes_on_without_having_been_woken_leaves_the_line():
+    """Else what comes back is kept for it, and others wait for ever."""
+    budget = Budget(1)
+    holder, first, second = (live(request_bytes=4 * MIB) for _ in range(3))
+    woken = []
+    for queue in (holder, first, second):
+        queue.stream.bind(4, HEAP, budget=budget)
+        queue.stream.wake = lambda queue=queue: woken.append(queue)
+        queue.stream.received(vq(1, (), [FREE + 100_000]))
+    holder.stream.push(taken(holder.stream)[0], 0)
+    holder.run()
+    assert woken == [first]
+    first.stream.advance()
+    first.stream.push(taken(first.stream)[0], 0)
+    holder.stream.received(vq(2, (), [FREE + 100_000]))
+    first.run()
+    assert woken == [first, second]
+    holder.stream.advance()  # it was not its turn, but there is room
+    holder.stream.push(taken(holder.stream)[0], 0)
+    second.stream.advance()
+    assert second.stream.starved
+    holder.run()
+    assert woken == [first, second, second]
+
+
+# -- memory of a region ---------------------------------------------------------------------------
+
+
+def in_region(size=1 << 20, count=2):
+    region = Region(size)
+    woken = []
+    queues = [live(pool=region) for _ in range(count)]
+    for queue in queues:
+        queue.stream.wake = lambda queue=queue: woken.append(queue)
+    return region, queues, woken
+
+
+def test_queues_wait_in_line_for_a_region():
+    region, (one, other), woken = in_region()
+    one.stream.received(vq(1, [10], [600_000]))
+    other.stream.received(vq(1, (), [600_000]))
+    other.stream.received(vq(2, (), [10]))
+    assert other.stream.starved
+    assert other.stream.inflight == 0
+    assert region.contended
+    one.run()
+    one.stream.push(taken(one.stream)[0], 0)
+    one.run()
+    gc.collect()
+    assert woken == [other]
+    other.stream.advance()
+    assert [c.token.command_id for c in other.stream.chains] == [1, 2]
+    assert not region.contended
+
+
+def test_what_a_region_never_holds_is_refused():
+    _, (one, other), _ = in_region()
+    one.stream.received(vq(1, (), [950_000]))
+    assert one.run() == [done(1, 0, status=v5.EINVQBUF)]
+    other.stream.received(vq(1, [950_000], [10]))
+    assert other.run() == [done(1, 0, status=v5.EOUTVQBUF)]
+    assert (other.stream.inflight, other.stream._held) == (0, 0)
+
+
+def test_who_waits_in_line_and_ends_lets_the_next_go_on():
+    _, queues, woken = in_region(count=3)
+    for queue in queues:
+        queue.stream.received(vq(1, (), [600_000]))
+    queues[1].stream.release()
+    assert woken == [queues[2]]
 
 
 # -- refusals -------------------------------------------------------------------------------------

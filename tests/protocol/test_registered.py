@@ -5,11 +5,10 @@ import gc
 
 import pytest
 
-from vof.memory import Region, address_of
+from vof.memory import Region, address_of, whole
 from vof.protocol.registered import (
-    LEAST_ORDER,
+    LEAST,
     LOCAL,
-    MOST_ORDER,
     REGION_BYTES,
     REMOTE_READ,
     REMOTE_WRITE,
@@ -72,7 +71,8 @@ def test_a_pool_that_grows(book):
     memory = Memory(book)
     views = [memory.alloc(REGION_BYTES // 2) for _ in range(5)]
     large = memory.alloc(3 * REGION_BYTES)
-    assert len(book.live) == 4
+    sizes = [region.size // REGION_BYTES for region, _ in book.live.values()]
+    assert sizes == [1, 1, 2, 4]  # it is doubled with need
     assert bytes(large) == bytes(3 * REGION_BYTES)
     assert len(memory.alloc(0)) == 0
     for view in [*views, large]:
@@ -80,6 +80,17 @@ def test_a_pool_that_grows(book):
         assert address == address_of(view)
         assert at.start <= address < at.stop
     assert {region.fd for region, _ in book.live.values()} == {-1}  # no descriptor is kept
+
+
+def test_a_region_whose_room_is_in_pieces(book):
+    memory = Memory(book)
+    views = [memory.alloc(REGION_BYTES // 16) for _ in range(16)]
+    del views[::2]
+    gc.collect()
+    assert memory.find(memory.alloc(REGION_BYTES // 4)) is not None
+    assert len(book.live) == 2
+    memory.alloc(REGION_BYTES // 16)
+    assert len(book.live) == 2
 
 
 def test_what_is_not_there(book):
@@ -133,7 +144,7 @@ def test_regions_that_hold_nothing_go(book):
 def test_places_are_used_again(book):
     slots = Slots(Memory(book))
     first = slots.take(1)
-    assert len(first.view) == 1 << LEAST_ORDER
+    assert len(first.view) == LEAST
     assert first.address == address_of(first.view)
     second = slots.take(500)
     assert second.address != first.address
@@ -141,17 +152,64 @@ def test_places_are_used_again(book):
     assert slots.take(512) is first
     assert len(slots.take(513).view) == 1024
     assert len(book.live) == 1
-    large = [slots.take(1 << MOST_ORDER) for _ in range(2 * SLAB_BYTES >> MOST_ORDER)]
+    large = [slots.take(SLAB_BYTES // 4) for _ in range(8)]
     assert len({slot.address for slot in large}) == len(large)
 
 
 def test_so_many_large_places_are_kept(book):
     slots = Slots(Memory(book))
-    large = [slots.take(SLAB_BYTES) for _ in range(SPARES + 3)]
+    large = [slots.take(SLAB_BYTES + 1) for _ in range(SPARES + 3)]
+    assert {len(slot.view) for slot in large} == {whole(SLAB_BYTES + 1)}
     for slot in large:
         slots.give(slot)
-    again = [slots.take(SLAB_BYTES) for _ in range(SPARES)]
+    assert len(slots._spares[whole(SLAB_BYTES + 1)]) == SPARES
+    again = [slots.take(SLAB_BYTES + 1) for _ in range(SPARES)]
     assert {id(slot) for slot in again} <= {id(slot) for slot in large}
+    for size in (100_000, 200_000, 300_000):
+        slots.give(slots.take(size))
+    assert len(slots._spares) == 2
+
+
+def test_slabs_are_a_small_part_of_their_pool(book):
+    region = Region(1 << 20)
+    slots = Slots(Memory(book), region)
+    small = slots.take(5)
+    assert len(small.view) == 512
+    assert region.used == 16 * 1024
+    large = slots.take(4097)
+    assert len(large.view) == whole(4097)
+    assert region.used == 16 * 1024 + whole(4097)
+
+
+def test_nothing_is_kept_while_somebody_waits(book):
+    region = Region(1 << 20)
+    slots = Slots(Memory(book), region)
+    small, large = slots.take(5), slots.take(100_000)
+    woken = []
+    region.wait(lambda: woken.append(True))
+    for slot in (small, large):
+        slots.give(slot)
+    assert len(slots._free[512]) == 31
+    assert not slots._spares
+    slots.trim()
+    del small, large, slot
+    gc.collect()
+    assert region.idle
+    assert woken
+    with pytest.raises(MemoryError):
+        slots.take(1 << 20)
+
+
+def test_places_in_memory_of_another_domain(book):
+    other = Memory(Book(), REMOTE_READ | REMOTE_WRITE)
+    memory = Memory(book)
+    slots = Slots(memory, other)
+    slot = slots.take(100)
+    assert slot.at.region is other.find(slot.view)[1].region
+    assert rights(book) == [LOCAL]
+    large = slots.take(2 * REGION_BYTES)
+    assert large.at.region is not slot.at.region
+    assert len(book.live) == 2
 
 
 def test_places_come_from_another_pool(book):
@@ -159,7 +217,7 @@ def test_places_come_from_another_pool(book):
     at = memory.add(region)
     slot = Slots(memory, region).take(4096)
     assert slot.at is at
-    assert region.used == SLAB_BYTES
+    assert region.offset_of(slot.view) is not None
 
 
 def test_trimmed_places_go(book):

@@ -8,7 +8,7 @@ import pytest
 from tests.protocol.keyed import BOTH, Alone, live_v0
 from tests.protocol.pipe import MIB, content, taken
 from vof.errors import CommandError, InvalidArgument, RemoteProtocolError
-from vof.memory import HEAP
+from vof.memory import HEAP, Region
 from vof.protocol import v0, v5
 from vof.protocol.keyed_initiator import EXTRA
 from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE
@@ -111,6 +111,13 @@ def test_a_refusal_carries_the_word_for_failure(out, into, posts):
     assert queue.run() == [*written, done(9, 0, count, errno.EINVAL)]
     assert queue.stream.errors == 1
     assert not queue.stream.transferring
+
+
+def test_what_a_region_never_holds_is_refused():
+    queue = live_v0(pool=Region(1 << 20))
+    queue.stream.received(vring(9, (), [950_000]))
+    failure = ("write", (0x1000 + 949_999, 1, KEY), b"\1")
+    assert queue.run() == [failure, done(9, 0, 1, errno.EINVAL)]
 
 
 def test_a_device_without_a_word_for_failure():

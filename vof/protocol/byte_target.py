@@ -54,7 +54,6 @@ class ByteTarget(TargetStream):
         super().bind(queue_size, pool, failure, budget)
         if queue_size:
             self.inbox.draw_from(pool)
-            pool.enter(self.let_go)
             self._slab_bytes = min(SLAB_BYTES, pool.size // SLABS)
 
     @abstractmethod
@@ -108,10 +107,7 @@ class ByteTarget(TargetStream):
     # -- memory -------------------------------------------------------------------------------
 
     def _room(self, payload: int, slot: int, inline: int) -> Finding:
-        """Find memory for a request; wait until there is some: part of a program.
-
-        All of it at once, so that nobody waits who holds what another waits for. The line is
-        strict: who waits for much would never get it, if who wants little went ahead.
+        """Find memory for a request; wait until there is some. See ``_find``.
 
         Args:
             payload: bytes of the readable part, to be received straight into a place of their own;
@@ -123,19 +119,7 @@ class ByteTarget(TargetStream):
         Returns:
             None: there can never be so much.
         """
-        pool = self._pool
-        if not pool.contended and (room := self._try(payload, slot, inline)):
-            return room
-        pool.wait(self.wake)  # all let go, also this one
-        while True:
-            if pool.first(self.wake):
-                room, idle = self._try(payload, slot, inline), pool.idle
-                if room or idle:
-                    pool.forget(self.wake)
-                    return room
-            self.starved = True
-            yield from self._pause()
-            self.starved = False
+        return self._find(lambda: self._try(payload, slot, inline))
 
     def _try(self, payload: int, slot: int, inline: int) -> Room | None:
         """Take all that a request needs, or nothing. See ``_room``."""
@@ -190,8 +174,6 @@ class ByteTarget(TargetStream):
         self.inbox.release()
         self.outbox.pieces.clear()
         self.outbox.tail.clear()
-        self._pool.forget(self.wake)
-        self._pool.leave(self.let_go)
         super().release()
         self._spares.clear()
         self._sending.clear()

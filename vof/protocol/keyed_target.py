@@ -13,13 +13,13 @@ messages: they stay in receives that are not posted again.
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Literal
 
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.memory import Pool, Region
 from vof.protocol import v5
-from vof.protocol.budget import UNLIMITED, Budget
+from vof.protocol.budget import FREE, UNLIMITED, Budget
 from vof.protocol.keyed import FIRST_BYTES, READ, WRITE, KeyedStream, Post
 from vof.protocol.keyed_initiator import EXTRA
 from vof.protocol.registered import Desc, Memory, Slot, Slots
@@ -93,7 +93,8 @@ class KeyedTarget(TargetStream, KeyedStream):
         self._arriving: deque[tuple[Request, Chain]] = deque()
         self._quiet = self._busy = False
         self._memory: Memory
-        self._slots: Slots
+        self._slots: Slots  # where requests lie
+        self._own: Slots  # and what else there is
         self._program = self._commands()
 
     # -- the edge -----------------------------------------------------------------------------
@@ -102,18 +103,17 @@ class KeyedTarget(TargetStream, KeyedStream):
         """Begin. See ``KeyedStream``."""
         self._memory = memory
         self._most_reads = reads
-        self._slots = Slots(memory)
+        self._slots = self._own = Slots(memory)
 
     def bind(
         self, queue_size: int, pool: Pool, failure: bytes = b"", budget: Budget = UNLIMITED
     ) -> None:
         """Become a queue's stream. See ``TargetStream``.
 
-        A pool that is a region is registered, and read into; for any other, there is our memory.
+        A pool of regions is registered, and read into; for any other, there is our memory.
         """
         super().bind(queue_size, pool, failure, budget)
-        if isinstance(pool, Region):
-            self._memory.add(pool)
+        if isinstance(pool, Region | Memory):
             self._slots = Slots(self._memory, pool)
 
     @property
@@ -225,13 +225,13 @@ class KeyedTarget(TargetStream, KeyedStream):
     def _fetch(self, desc: Desc) -> Program:
         """Read the peer's memory; ``_fetched`` has it then."""
         _, length, _ = desc
-        request = Request(0, 0, 0, self._slots.take(length), ())
+        request = Request(0, 0, 0, self._own.take(length), ())
         self._read(request, [desc])
         while not request.here:
             yield None
         assert request.slot is not None
         self._fetched = bytes(request.slot.view[:length])
-        self._slots.give(request.slot)
+        self._own.give(request.slot)
 
     def _read(self, request: Request, descs: Sequence[Desc]) -> None:
         """Read the readable part of a request to its place."""
@@ -252,7 +252,7 @@ class KeyedTarget(TargetStream, KeyedStream):
         writable: Sequence[Desc],
         eager: memoryview | None = None,
         note: int = 0,
-    ) -> Program:
+    ) -> Generator["int | memoryview | None", None, int]:
         """Begin a request whose lengths are within the limits.
 
         Args:
@@ -262,11 +262,18 @@ class KeyedTarget(TargetStream, KeyedStream):
             writable: the same.
             eager: the readable part, which is here; it may change.
             note: see ``Request``.
+
+        Returns:
+            The status that refuses it, or OK.
         """
         out_length, in_length = lengths
         size = out_length + in_length
         yield from self._afford(size)
-        slot = self._slots.take(size) if size else None
+        slot = None
+        if size:
+            slot = yield from self._find(lambda: self._try(size))
+            if slot is None:
+                return v5.EINVQBUF if in_length > out_length else v5.EOUTVQBUF
         request = Request(command_id, in_length, size, slot, writable)
         view = slot.view if slot else memoryview(b"")
         request.start += out_length
@@ -284,6 +291,14 @@ class KeyedTarget(TargetStream, KeyedStream):
         elif readable:
             self._read(request, readable)
         self._deliver()
+        return v5.OK
+
+    def _try(self, size: int) -> Slot | None:
+        """Take a place for a request, or nothing. See ``_find``."""
+        try:
+            return self._slots.take(size)
+        except MemoryError:
+            return None
 
     def _deliver(self) -> None:
         """Hand out requests that are here, in order."""
@@ -323,8 +338,8 @@ class KeyedTarget(TargetStream, KeyedStream):
         """All of a request is at the initiator."""
         self._held -= request.size
         if request.slot is not None:
-            self._slots.give(request.slot)
-        if self._budget.contended:
+            (self._slots if request.size else self._own).give(request.slot)
+        if self._grant > FREE and (not self._held or self._budget.contended):
             self.yield_bytes()
 
     # -- ends ---------------------------------------------------------------------------------
@@ -332,8 +347,13 @@ class KeyedTarget(TargetStream, KeyedStream):
     def trim(self) -> None:
         """Let go of all memory that holds nothing."""
         self._slots.trim()
+        self._own.trim()
         self._memory.trim()
         self.yield_bytes()
+
+    def let_go(self) -> None:
+        """Somebody waits for memory. See ``TargetStream``."""
+        self._slots.trim()
 
     def release(self) -> None:
         """Let go of everything. See ``TargetStream``."""
@@ -345,4 +365,5 @@ class KeyedTarget(TargetStream, KeyedStream):
         self._arriving.clear()
         super().release()
         self._slots.trim()
+        self._own.trim()
         self._memory.trim()

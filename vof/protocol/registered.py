@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from typing import NamedTuple, TypeAlias
 
-from vof.memory import Buffer, Pool, Region, address_of
+from vof.memory import Buffer, Pool, Region, address_of, whole
 
 LOCAL, REMOTE_READ, REMOTE_WRITE = 0, 1, 2
 """Rights that a key gives to the peer: none, to read, to write."""
@@ -19,10 +19,15 @@ Desc: TypeAlias = tuple[int, int, int]
 
 REGION_BYTES = 1 << 20
 SLAB_BYTES = 256 * 1024
-LEAST_ORDER, MOST_ORDER = 9, 16
-"""Places of 512 bytes up to 64 KiB are cut from slabs; larger ones stand alone."""
+MOST_MORE = 16 << 20
+"""Memory that grows is doubled, up to so much at a time."""
+LEAST = 512
+"""Places have 2 ** n bytes, and so many at least. A slab has room for four and more; what is larger
+stands alone, and has what it needs."""
+SLABS = 64
+"""A slab takes no more of its pool than one in so many bytes."""
 SPARES = 16
-"""Large places of one size that are kept."""
+"""Large places of one size that are kept, of two sizes."""
 
 
 class Keys(NamedTuple):
@@ -116,13 +121,15 @@ class Memory(Pool):
         Raises:
             VofError: more would have to be registered, which the system refuses.
         """
+        room = whole(size)
         for region in reversed(self._own):
-            if region.size >= size:
+            if region.used + room <= region.size:
                 try:
                     return region.alloc(size)
                 except MemoryError:
-                    pass
-        region = Region(max(REGION_BYTES, 1 << (size - 1).bit_length()))
+                    pass  # in no one piece
+        more = min(sum(region.size for region in self._own), MOST_MORE)
+        region = Region(max(REGION_BYTES, room, more))
         region.close()  # nobody maps it but us
         self.add(region)
         self._own.append(region)
@@ -186,6 +193,16 @@ class Memory(Pool):
                 self.domain.deregister(keys)
 
 
+def home(pool: Pool, view: memoryview) -> Region:
+    """Return the region in which a view of a pool lies."""
+    if isinstance(pool, Region):
+        return pool
+    assert isinstance(pool, Memory)
+    found = pool.find(view)
+    assert found is not None
+    return found[1].region
+
+
 class Slot(NamedTuple):
     """A place in registered memory.
 
@@ -193,61 +210,80 @@ class Slot(NamedTuple):
         view: its bytes.
         address: of the first.
         at: how the region is registered.
-        order: it has 2 ** order bytes, or more.
+        kind: which others are as large.
     """
 
     view: memoryview
     address: int
     at: Registration
-    order: int
+    kind: int
 
 
 class Slots:
-    """Places of one stream, used again and again."""
+    """Places of one stream, used again and again. Small ones are cut from slabs."""
 
     def __init__(self, memory: Memory, pool: Pool | None = None) -> None:
         """Begin with none.
 
         Args:
             memory: knows the keys.
-            pool: where they are cut from, if not from ``memory`` itself; in a region of it.
+            pool: where they are cut from, if not from ``memory`` itself: a region, or other memory.
         """
         self._memory = memory
         self._pool = pool or memory
+        self._slab = min(SLAB_BYTES, self._pool.size // SLABS)
+        self._small = self._slab // 4
         self._free: dict[int, list[Slot]] = {}
+        self._spares: dict[int, list[Slot]] = {}
 
     def take(self, size: int) -> Slot:
         """Return a place of at least ``size`` bytes; what it holds is whatever it held before.
 
         Raises:
             VofError: see ``Memory.alloc``.
-            MemoryError: the pool has no more.
+            MemoryError: the pool has no more now.
         """
-        order = (size - 1).bit_length() if size > 1 << LEAST_ORDER else LEAST_ORDER
-        free = self._free.get(order)
-        return free.pop() if free else self._cut(order)
+        kind = max(LEAST, 1 << (size - 1).bit_length())
+        if kind > self._small:
+            kind = whole(size)
+            spares = self._spares.get(kind)
+            return spares.pop() if spares else self._cut(kind, kind)
+        free = self._free.get(kind)
+        return free.pop() if free else self._cut(kind, self._slab)
 
-    def _cut(self, order: int) -> Slot:
-        """Make new places."""
-        size = 1 << order
-        view = self._pool.alloc(SLAB_BYTES if order <= MOST_ORDER else size)
+    def _cut(self, kind: int, size: int) -> Slot:
+        """Make new places of a kind, from a piece of so many bytes."""
+        view = self._pool.claim(size)
         found = self._memory.find(view)
-        assert found is not None
+        if found is None:
+            found = address_of(view), self._memory.add(home(self._pool, view))
         address, at = found
         slots = [
-            Slot(view[start : start + size], address + start, at, order)
-            for start in reversed(range(0, len(view), size))
+            Slot(view[start : start + kind], address + start, at, kind)
+            for start in reversed(range(0, size - kind + 1, kind))
         ]
         last = slots.pop()
-        self._free.setdefault(order, []).extend(slots)
+        if slots:
+            self._free.setdefault(kind, []).extend(slots)
         return last
 
     def give(self, slot: Slot) -> None:
         """Give a place back: nobody looks at it any more, and no transfer is under way there."""
-        free = self._free[slot.order]
-        if slot.order <= MOST_ORDER or len(free) < SPARES:
-            free.append(slot)
+        kind = slot.kind
+        if self._pool.contended:
+            return
+        if kind <= self._small:
+            self._free.setdefault(kind, []).append(slot)
+            return
+        spares = self._spares
+        if kind not in spares:
+            if len(spares) >= 2:
+                spares.clear()
+            spares[kind] = []
+        if len(spares[kind]) < SPARES:
+            spares[kind].append(slot)
 
     def trim(self) -> None:
         """Let go of all places that are not in use."""
-        self._free = {order: [] for order in self._free}
+        self._free.clear()
+        self._spares.clear()

@@ -6,7 +6,8 @@ unsent completions reach ``queue_bytes`` stops reading: the peer meets back-pres
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Generator
+from typing import ClassVar, NamedTuple, TypeVar
 
 from vof.errors import LocalProtocolError
 from vof.memory import HEAP, Pool
@@ -18,6 +19,9 @@ GET_GENERATION, GET_NUM_QUEUES, SET_VQ_SIZE = range(0x10000, 0x10003)
 """Commands that v5 has no number for: beyond what 16 bits can hold."""
 UNKNOWN = -1
 """The opcode of a command that the dialect does not know."""
+
+
+Found = TypeVar("Found")
 
 
 def _nobody() -> None:
@@ -98,6 +102,8 @@ class TargetStream(ABC):
         self._budget = budget
         self._pool = pool
         self._failure = failure
+        if queue_size:
+            pool.enter(self.let_go)
 
     @abstractmethod
     def push(self, chain: Chain, written: int, filled: int | None = None) -> None:
@@ -156,12 +162,18 @@ class TargetStream(ABC):
     def trim(self) -> None:
         """Let go of all memory that holds nothing."""
 
+    @abstractmethod
+    def let_go(self) -> None:
+        """Somebody waits for memory of the pool: keep only what requests lie in."""
+
     def release(self) -> None:
         """The connection is over, and nobody serves it: let go of everything.
 
         Without it, memory would stay until the garbage collector looks: stream and program know
         each other.
         """
+        self._pool.forget(self.wake)
+        self._pool.leave(self.let_go)
         self._budget.forget(self.wake)
         self.wake = _nobody
         self._held = 0
@@ -182,13 +194,43 @@ class TargetStream(ABC):
                 yield from self._pause()
                 continue
             lacking = held + size - self._grant
-            if lacking <= 0:
-                return
-            lacking = -(-lacking // CHUNK) * CHUNK
-            if self._budget.take(lacking):
+            if lacking > 0:
+                lacking = -(-lacking // CHUNK) * CHUNK
+                if not self._budget.take(lacking):
+                    self._budget.wait(self.wake, lacking)
+                    self.starved = True
+                    yield from self._pause()
+                    continue
                 self._grant += lacking
-                return
-            self._budget.wait(self.wake, lacking)
+            if self.starved:  # it may go on without having been woken: what is meant for it then
+                self.starved = False  # would be kept from others
+                self._budget.forget(self.wake)
+            return
+
+    def _find(
+        self, attempt: Callable[[], Found | None]
+    ) -> Generator["int | memoryview | None", None, Found | None]:
+        """Find memory in the pool; wait until there is some: part of a program.
+
+        All that a request needs at once, so that nobody waits who holds what another waits for. The
+        line is strict: who waits for much would never get it, if who wants little went ahead.
+
+        Args:
+            attempt: takes all that is needed, or nothing, which it says by None.
+
+        Returns:
+            What was taken, or None: there can never be so much.
+        """
+        pool = self._pool
+        if not pool.contended and (found := attempt()):
+            return found
+        pool.wait(self.wake)  # all let go, also this one
+        while True:
+            if pool.first(self.wake):
+                found, idle = attempt(), pool.idle
+                if found or idle:
+                    pool.forget(self.wake)
+                    return found
             self.starved = True
             yield from self._pause()
             self.starved = False

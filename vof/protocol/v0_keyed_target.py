@@ -74,12 +74,13 @@ class V0KeyedTarget(V0Answers, KeyedTarget):
             if lengths[1] > self._request_bytes
             else v5.OK
         )
+        if not refusal:
+            while self.inflight >= self._queue_size:
+                yield from self._pause()
+            totals = lengths[0], lengths[1]
+            refusal = yield from self._begin(command_id, totals, *parts, note=count)
         if refusal:
             self._refuse(command_id, v0.ERRNO[refusal], count, parts[1])
-            return
-        while self.inflight >= self._queue_size:
-            yield from self._pause()
-        yield from self._begin(command_id, (lengths[0], lengths[1]), *parts, note=count)
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class V0KeyedTarget(V0Answers, KeyedTarget):
         if writable and self._failure:
             address, length, key = writable[-1]
             failure = self._failure[-length:]
-            slot = self._slots.take(len(failure))
+            slot = self._own.take(len(failure))
             slot.view[: len(failure)] = failure
             there = address + length - len(failure), len(failure), key
             request = Request(command_id, len(failure), 0, slot, [there])

@@ -62,7 +62,11 @@ class V5KeyedTarget(KeyedTarget):
             return
         eager = None if place is None else self._eager[place : place + out_length]
         lengths = out_length, in_length
-        yield from self._begin(command_id, lengths, readable, writable, eager, eager is not None)
+        refusal = yield from self._begin(
+            command_id, lengths, readable, writable, eager, eager is not None
+        )
+        if refusal:
+            self._complete(v5.COMPLETION, command_id, refusal)
 
     def _refusal(self, out_length: int, in_length: int, place: int | None) -> int:
         """Return the status that refuses a request, 0 for none."""
@@ -121,7 +125,7 @@ class V5KeyedTarget(KeyedTarget):
             self._complete(layout, message.command_id, status, fields)
             return
         data = b"".join(DESC.pack(*desc) for desc in from_fields(fields))
-        slot = self._slots.take(max(1, len(data)))
+        slot = self._own.take(max(1, len(data)))
         slot.view[: len(data)] = data
         request = Request(message.command_id, len(data), 0, slot, [self._reply])
         self._write(request, len(data))
