@@ -215,11 +215,11 @@ class Crowd:
         assert self.region.used <= self.region.size
 
 
-def some_sizes(rng, most):
-    """Return the sizes of 1 to 3 buffers, in all at most so many bytes."""
-    edges = [edge for edge in EDGES if edge <= most // 3]
+def some_sizes(rng, most, least=0):
+    """Return the sizes of 1 to 3 buffers, of so many bytes at least and, in all, at most."""
+    edges = [edge for edge in EDGES if least <= edge <= most // 3]
     return [
-        rng.choice((rng.choice(edges), rng.randint(0, 300), rng.randint(0, most // 3)))
+        rng.choice((rng.choice(edges), rng.randint(least, 300), rng.randint(least, most // 3)))
         for _ in range(rng.choice((1, 1, 2, 3)))
     ]
 
@@ -236,8 +236,8 @@ def test_every_request_of_every_queue_once_with_its_bytes(dialects, size, seed):
     share = min(size // 4, MIB)
     count = 12
     waiting = {
-        world: [Request(i, some_sizes(rng, share), some_sizes(rng, share)) for i in range(count)]
-        for world in crowd.worlds
+        world: [Request(i, some_sizes(rng, share, 1), some_sizes(rng, share)) for i in range(count)]
+        for world in crowd.worlds  # with a byte at least, without which v0 has no request
     }
     for _ in range(20_000):
         if all(world.finished == count for world in crowd.worlds):
