@@ -14,7 +14,10 @@ import trio
 import trio.testing
 
 import vof
+from tests.wire import Peer, connect_control, names
 from vof.initiator.drivers import Blk
+from vof.protocol import v5
+from vof.transport import parse_url
 
 BLOCK = 16 << 10
 IDLE = 500
@@ -96,13 +99,25 @@ async def disks(stack, url, count):
     return started
 
 
+async def idlers(stack, url, count):
+    """Start associations that ask for nothing: a control queue and a virtqueue each."""
+    where = parse_url(url)
+    for _ in range(count):
+        streams = [await trio.open_tcp_stream(where.host, where.port) for _ in range(2)]
+        control, vq = [Peer(await stack.enter_async_context(stream)) for stream in streams]
+        await control.send(connect_control(body=names(b"idle", b"disk")))
+        instance = (await control.answer(v5.CONNECT))["device_instance_id"]
+        assert await vq.join(instance) == v5.OK
+        await control.start()
+
+
 @pytest.mark.slow
 async def test_all_busy_are_served_among_a_thousand_idle():
     with target() as (process, url), trio.fail_after(60):
         async with AsyncExitStack() as stack:
-            await disks(stack, url, 1)
+            await idlers(stack, url, 1)
             before, files = resident_kib(process), descriptors(process) - 2
-            await disks(stack, url, IDLE - 1)
+            await idlers(stack, url, IDLE - 1)
             assert descriptors(process) == files + 2 * IDLE
             idle = resident_kib(process)
             assert idle - before < IDLE_KIB
