@@ -21,7 +21,11 @@ from vof.virtio import DeviceModel
 
 MAKES = {"plain": maker(), "ring-like": maker(count_buffers=True), "late": maker(late=2)}
 
-FABRICS = {dialect: fabric("vof+loopback://models", dialect) for dialect in DIALECTS}
+FABRICS = {
+    f"{name}-{dialect}": fabric(f"vof+loopback{name}://models", dialect)
+    for name in ("", "+keyed")
+    for dialect in DIALECTS
+}
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)

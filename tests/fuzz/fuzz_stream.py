@@ -21,10 +21,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from tests.fuzz import sides_v0, sides_v5  # noqa: E402
+from tests.fuzz import sides_keyed, sides_v0, sides_v5  # noqa: E402
 from tests.fuzz.side import LENGTHS, NUMBERS  # noqa: E402
 
-SIDES = {**sides_v5.SIDES, **sides_v0.SIDES}
+SIDES = {**sides_v5.SIDES, **sides_v0.SIDES, **sides_keyed.SIDES}
 
 
 def check(name, data, rng):

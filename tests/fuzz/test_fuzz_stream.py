@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 
 from tests.fuzz import fuzz_stream
 from tests.fuzz.fuzz_stream import SIDES
-from vof.protocol import dialects, v0_target
+from vof.protocol import dialects, v0_target, v5_keyed_target
+from vof.protocol.keyed_target import KeyedTarget
 from vof.protocol.v0_initiator import V0Initiator
+from vof.protocol.v0_keyed_initiator import V0KeyedInitiator
+from vof.protocol.v0_keyed_target import V0KeyedTarget
 from vof.protocol.v0_target import V0Target
 from vof.protocol.v5_initiator import V5Initiator
+from vof.protocol.v5_keyed_initiator import V5KeyedInitiator
+from vof.protocol.v5_keyed_target import V5KeyedTarget
 from vof.protocol.v5_target import V5Target
 
 CASES = [(side, name) for side in SIDES for name in fuzz_stream.corpus(side)]
@@ -93,6 +98,12 @@ def ask_by_itself(stream):
         ("v0-initiator", V0Initiator, "_returned", crash),
         ("v0-initiator", V0Initiator, "_news", ask_by_itself),
         ("opening", dialects.ByteOpening, "_head", crash),
+        ("v5-keyed-target", V5KeyedTarget, "_refusal", hold_more),
+        ("v5-keyed-target", V5KeyedTarget, "_other", crash),
+        ("v0-keyed-target", V0KeyedTarget, "_request", hold_more),
+        ("v0-keyed-target", V0KeyedTarget, "_refuse", crash),
+        ("v5-keyed-initiator", V5KeyedInitiator, "_take_back", crash),
+        ("v0-keyed-initiator", V0KeyedInitiator, "_take_back", crash),
     ],
 )
 def test_the_fuzzer_finds(monkeypatch, side, owner, name, action):
@@ -108,6 +119,14 @@ def test_the_fuzzer_finds(monkeypatch, side, owner, name, action):
         ("v0-target", V0Target, "_afford", lambda self, size: iter(())),
         ("v0-initiator", V0Initiator, "_fill", lambda self, pieces, size: self.inbox.discard(size)),
         ("opening", dialects, "recognise", lambda head: dialects.DIALECTS["v5"]),
+        (
+            "v5-keyed-target",
+            v5_keyed_target,
+            "split",
+            lambda descs, out, into: (descs[:1], descs[1:]),
+        ),
+        ("v5-keyed-target", KeyedTarget, "_read", lambda self, request, descs: None),
+        ("v0-keyed-target", KeyedTarget, "_deliver", lambda self: None),
     ],
 )
 def test_the_fuzzer_finds_what_is_left_out(monkeypatch, side, owner, name, wrong):

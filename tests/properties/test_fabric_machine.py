@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Random lives of a queue of the fabric agree with the model of plain lists."""
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -20,5 +21,10 @@ class FabricMachine(VirtqueueMachine):
     make = staticmethod(fabric("vof+loopback://machine"))
 
 
-def test_lives_of_a_fabric_queue():
-    run_state_machine_as_test(FabricMachine, settings=SETTINGS)
+class KeyedMachine(VirtqueueMachine):
+    make = staticmethod(fabric("vof+loopback+keyed://machine"))
+
+
+@pytest.mark.parametrize("machine", [FabricMachine, KeyedMachine])
+def test_lives_of_a_fabric_queue(machine):
+    run_state_machine_as_test(machine, settings=SETTINGS)
