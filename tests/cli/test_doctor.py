@@ -20,6 +20,8 @@ from vof.target.limits import Limits
 from vof.transport.sockets import BACKLOG
 
 ROOT = Path(__file__).parents[2]
+GIDS = "sys/class/infiniband/mlx5_0/ports/1/gids/"
+DIST = "usr/lib/python3/dist-packages/pyverbs/"
 GOOD = {
     "proc/cpuinfo": "flags : fpu sse2\n",
     "proc/sys/net/core/somaxconn": "4096\n",
@@ -29,6 +31,11 @@ GOOD = {
     "proc/self/mounts": "a / ext4 rw 0 0\nb /images xfs rw 0 0\nc /images/fast tmpfs rw 0 0\n",
     "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
     "sys/class/infiniband/mlx5_0/node_type": "1: CA\n",
+    GIDS + "0": "fe80:0000:0000:0000:c0a4:d1ff:fe50:7e43\n",
+    GIDS + "1": "0000:0000:0000:0000:0000:ffff:0a00:0001\n",
+    GIDS + "2": "0000:0000:0000:0000:0000:0000:0000:0000\n",
+    "usr/lib/x86_64-linux-gnu/librdmacm.so.1.3.44.0": "",
+    "sys/module/ib_uverbs/x": "",
     "dev/net/tun": "",
     "dev/vduse/control": "",
     "dev/infiniband/rdma_cm": "",
@@ -42,7 +49,7 @@ GOOD = {
 """All that the doctor looks for."""
 
 VERSIONS = {"trio": "0.35.0", "msgpack": "1.2.4", "pyverbs": ""}
-MODULES = ("tun", "vduse", "vhost_vdpa", "rdma_ucm", "siw", "rdma_rxe")
+MODULES = ("tun", "vduse", "vhost_vdpa", "rdma_ucm", "ib_uverbs", "siw", "rdma_rxe")
 
 
 @pytest.fixture
@@ -102,6 +109,8 @@ def test_an_empty_machine_says_what_to_do(tmp_path):
 
 
 FAR = ("sysctl net.ipv4.tcp_wmem='4096 16384 16777216'",)
+NO_DEVICE = {key: None for key in GOOD if key.startswith("sys/class/infiniband")}
+LIBRARY = "usr/lib/x86_64-linux-gnu/librdmacm.so.1.3.44.0"
 CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
 
 
@@ -113,7 +122,9 @@ CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
         ("trio", {}, {"package": {"trio": "0.24.0"}.get}, "fail", ("too old", "trio>=0.25")),
         ("trio", {}, {"package": {"trio": "1.0"}.get}, "ok", ("1.0",)),
         ("msgpack", {}, {"package": {"msgpack": "0.6.2"}.get}, "fail", ("msgpack>=1.0",)),
-        ("pyverbs", {}, {"package": {}.get}, "note", ("python3-pyverbs", "site-packages")),
+        ("pyverbs", {}, {"package": {}.get}, "note", ("apt install python3-pyverbs",)),
+        ("pyverbs", {DIST + "cq.cpython-312-x.so": ""}, {"package": {}.get}, "ok", ("distrib",)),
+        ("pyverbs", {DIST + "cq.cpython-39-x.so": ""}, {"package": {}.get}, "note", ("/usr/bin",)),
         ("pyverbs", {}, {}, "ok", ("installed",)),
         ("nofile", {}, {"limits": {"nofile": 1024, "memlock": 0}}, "warn", ("1024", "ulimit -n")),
         ("nofile", {}, {"limits": {"nofile": UNLIMITED, "memlock": 0}}, "ok", ("unlimited",)),
@@ -131,8 +142,12 @@ CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
         ("tcp_wmem", {"proc/sys/net/ipv4/tcp_wmem": "4096 16384 65536"}, {}, "note", FAR),
         ("io_uring", {"proc/sys/kernel/io_uring_disabled": "1"}, {}, "note", ("privileged",)),
         ("io_uring", {"proc/sys/kernel/io_uring_disabled": "2"}, {}, "note", ("off", "sysctl")),
-        ("rdma", {"sys/class/infiniband/mlx5_0/node_type": None}, {}, "note", ("rdma link add",)),
+        ("rdma", NO_DEVICE, {}, "note", ("rdma link add",)),
         ("rdma", {"sys/class/infiniband/siw0/x": ""}, {}, "ok", ("mlx5_0, siw0",)),
+        ("rdma.address", {}, {}, "ok", ("10.0.0.1",)),
+        ("rdma.address", {GIDS + "3": "2001:db8::7"}, {}, "ok", ("10.0.0.1 2001:db8::7",)),
+        ("rdma.address", {GIDS + "1": None}, {}, "note", ("ip address add",)),
+        ("librdmacm", {LIBRARY: None}, {}, "note", ("apt install rdma-core",)),
         ("helper.virtiofsd", {"usr/libexec/virtiofsd": None}, {}, "note", ("apt install",)),
         ("helper.virtiofsd", {}, {}, "ok", ("/usr/libexec/virtiofsd",)),
         ("systemd", {"run/systemd/system/x": None}, {}, "note", ("LISTEN_FDS",)),

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import trio
 
 import vof
+from vof.target.access import ANY, Allow
 from vof.target.server import Export, Server
 from vof.transport import listen, parse_url
 from vof.virtio import DeviceModel, VirtioDevice
@@ -24,7 +25,7 @@ def fabric(url: str, dialect: str = "v5") -> Make:
     async def make(model: DeviceModel) -> AsyncIterator[VirtioDevice]:
         async with trio.open_nursery() as nursery:
             listeners = await listen(parse_url(url))
-            server = Server({"it": Export("it", lambda: model)})
+            server = Server({"it": Export("it", lambda: model, (Allow("*", ANY),))})
             await nursery.start(server.serve, listeners)
             there = listeners[0].url._replace(tvqn="it", options=(("dialect", dialect),))
             async with vof.connect(str(there)) as device:

@@ -21,6 +21,12 @@ GOOD = {
     "vof+tcp://h/what%3F%23%20100%25": Url("vof+tcp", "h", 8549, tvqn="what?# 100%"),
     "vof+tcp://h//x": Url("vof+tcp", "h", 8549, tvqn="/x"),
     "vof+tcp://h/%C3%A9": Url("vof+tcp", "h", 8549, tvqn="é"),
+    "vof+rdma://host/disk": Url("vof+rdma", "host", 8549, tvqn="disk"),
+    "vof+rdma://[fd00::1]:99": Url("vof+rdma", "fd00::1", 99),
+    "vof+rdma://h/x?dialect=v0": Url(
+        "vof+rdma", "h", 15771, tvqn="x", options=(("dialect", "v0"),)
+    ),
+    "vof+tcp://what%40%25%20%0a": Url("vof+tcp", "what@% \n", 8549),
     "vof+unix:///run/s": Url("vof+unix", path="/run/s"),
     "vof+unix:///run/s?tvqn=disk": Url("vof+unix", path="/run/s", tvqn="disk"),
     "vof+unix:///run/s?tvqn=a/b%26c%3Dd+e": Url("vof+unix", path="/run/s", tvqn="a/b&c=d e"),
@@ -50,6 +56,8 @@ BAD = {
     "vof+tcp://host/disk?dialect": "dialect: unknown option",
     "vof+tcp://host/disk?colour=red": "colour: unknown option",
     "vof+tcp://host/disk?tvqn=disk": "tvqn: unknown option",
+    "vof+tcp://a%3Ab": r"expected vof\+tcp://host",
+    "vof+rdma:///disk": r"expected vof\+rdma://host",
     "vof+unix://": r"expected vof\+unix:///path",
     "vof+unix://run/s": r"expected vof\+unix:///path",
     "vof+unix://:80/s": r"expected vof\+unix:///path",

@@ -5,6 +5,7 @@ A finding's level is one of ``LEVELS``. Only what keeps vof from working at all 
 one can do without is a note.
 """
 
+import ipaddress
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,11 +26,19 @@ WINDOW = 4 << 20
 QUICK_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
 IN_MEMORY = ("tmpfs", "ramfs")
 
+DISTRIBUTION = (
+    "usr/lib/python3/dist-packages/pyverbs",
+    "usr/lib64/python{}.{}/site-packages/pyverbs",
+)
+"""Where distributions have pyverbs; a virtual environment need not see it."""
+LIBRARIES = ("usr/lib", "usr/lib64", "usr/local/lib")
+
 MODULES = {
     "tun": ("dev/net/tun", "a network device on a tap"),
     "vduse": ("dev/vduse/control", "a device for the kernel of this machine"),
     "vhost_vdpa": ("", "a vDPA device of this machine"),
     "rdma_ucm": ("dev/infiniband/rdma_cm", "RDMA connections"),
+    "ib_uverbs": ("", "RDMA"),
     "siw": ("", "RDMA over TCP without RDMA hardware"),
     "rdma_rxe": ("", "RDMA over Ethernet without RDMA hardware"),
 }
@@ -82,11 +91,21 @@ def _packages(machine: Machine) -> Iterator[Finding]:
             yield Finding(name, "fail", f"{version} is too old", f"pip install '{wanted}'")
         else:
             yield Finding(name, "ok", version)
-    if (version := machine.package("pyverbs")) is None:
-        todo = "only for RDMA: apt install python3-pyverbs; venv --system-site-packages sees it"
-        yield Finding("pyverbs", "note", "not installed", todo)
-    else:
-        yield Finding("pyverbs", "ok", version or "installed")
+    yield _pyverbs(machine)
+
+
+def _pyverbs(machine: Machine) -> Finding:
+    if (version := machine.package("pyverbs")) is not None:
+        return Finding("pyverbs", "ok", version or "installed")
+    fits = "cpython-{}{}-".format(*machine.python)
+    for place in DISTRIBUTION:
+        files = machine.names(place.format(*machine.python))
+        if any(fits in name for name in files):
+            return Finding("pyverbs", "ok", "the distribution's")
+        if files:
+            todo = "only for RDMA: make the virtual environment with /usr/bin/python3"
+            return Finding("pyverbs", "note", "the distribution's is for another Python", todo)
+    return Finding("pyverbs", "note", "not installed", "only for RDMA: apt install python3-pyverbs")
 
 
 def _limits(machine: Machine) -> Iterator[Finding]:
@@ -172,8 +191,42 @@ def _rdma(machine: Machine) -> Iterator[Finding]:
     if names:
         yield Finding("rdma", "ok", ", ".join(names))
     else:
-        todo = "only for RDMA; without such hardware: rdma link add siw0 type siw netdev NAME"
+        todo = "only for RDMA; without such hardware: rdma link add rxe0 type rxe netdev NAME"
         yield Finding("rdma", "note", "no RDMA device", todo)
+    addresses = [text for name in names if (text := _addresses(machine, name))]
+    if addresses:
+        yield Finding("rdma.address", "ok", ", ".join(addresses))
+    else:
+        todo = "only for RDMA: give the interface of a device an address: ip address add"
+        yield Finding("rdma.address", "note", "no RDMA device has an IP address", todo)
+    if any(library.startswith("librdmacm.so.1") for library in _libraries(machine)):
+        yield Finding("librdmacm", "ok", "installed")
+    else:
+        yield Finding("librdmacm", "note", "not installed", "only for RDMA: apt install rdma-core")
+
+
+def _addresses(machine: Machine, device: str) -> str:
+    """Return the IP addresses of a device, as its table of global identifiers has them."""
+    top = f"sys/class/infiniband/{device}/ports"
+    found: dict[str, None] = {}
+    for port in machine.names(top):
+        for entry in machine.names(f"{top}/{port}/gids"):
+            text = machine.read(f"{top}/{port}/gids/{entry}")
+            try:
+                address = ipaddress.IPv6Address(text)
+            except ValueError:
+                continue
+            if int(address) and not address.is_link_local:
+                found[str(address.ipv4_mapped or address)] = None
+    return " ".join(found)
+
+
+def _libraries(machine: Machine) -> Iterator[str]:
+    for place in LIBRARIES:
+        for name in machine.names(place):
+            yield name
+            if name.endswith("-linux-gnu"):
+                yield from machine.names(f"{place}/{name}")
 
 
 def _modules(machine: Machine) -> Iterator[Finding]:

@@ -19,8 +19,8 @@ OVERVIEW = """Virtio gives every virtual device one driver interface, the virtqu
 buffer of a virtqueue is a command on a connection, so that driver and device need not share a
 machine. A target serves devices; all other commands use them, by their URLs.
 
-A URL is vof+tcp://HOST[:PORT]/TVQN or vof+unix:///PATH?tvqn=TVQN, where TVQN is the name that the
-target gave the device."""
+A URL is vof+tcp://HOST[:PORT]/TVQN, vof+rdma://HOST[:PORT]/TVQN or vof+unix:///PATH?tvqn=TVQN,
+where TVQN is the name that the target gave the device."""
 EXITS = {"0": "done", "1": "failed, which is said on stderr", "2": "wrong usage or configuration"}
 ENVIRONMENT = {
     "VOF_IVQN": "Name of this initiator (default initiator/HOST/PID); a target may ask for it.",

@@ -26,6 +26,7 @@ from vof.target.life import SIGNALS, Life
 from vof.target.running import Running
 from vof.target.server import Server
 from vof.transport import Listener, Url, adopt, listen, polling
+from vof.transport.base import WITH_PORT
 
 log = logging.getLogger("vof.target")
 
@@ -75,7 +76,7 @@ def announce(opened: list[Opened], listeners: list[Listener]) -> None:
 
 def warn(url: Url, devices: Iterable[Device]) -> None:
     """Say it where other machines can connect: whom they may use, and which key changes that."""
-    if url.scheme != "vof+tcp" or ipaddress.ip_address(url.host).is_loopback:
+    if url.scheme not in WITH_PORT or ipaddress.ip_address(url.host).is_loopback:
         return
     for device in devices:
         if device.allow == THIS_MACHINE:

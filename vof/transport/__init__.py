@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from vof.errors import ConfigError
 from vof.protocol.dialects import DIALECTS
-from vof.transport.base import Connection, Listener, Url
+from vof.transport.base import WITH_PORT, Connection, Listener, Url
 
 __all__ = [
     "SCHEMES",
@@ -37,6 +37,7 @@ class Scheme(NamedTuple):
 
 SCHEMES = {
     "vof+tcp": Scheme("vof.transport.tcp", "vof+tcp://host[:port]/TVQN"),
+    "vof+rdma": Scheme("vof.transport.rdma", "vof+rdma://host[:port]/TVQN"),
     "vof+unix": Scheme("vof.transport.unix", "vof+unix:///path?tvqn=TVQN"),
     "vof+loopback": Scheme("vof.transport.loopback", "vof+loopback://name/TVQN"),
     "vof+loopback+keyed": Scheme("vof.transport.loopback", "vof+loopback+keyed://name/TVQN"),
@@ -70,14 +71,15 @@ def parse_url(text: str) -> Url:
     options = dict(given)
     if len(options) < len(given):
         raise ConfigError(text, "", "an option is given twice")
-    url = Url(parts.scheme, host=unquote(parts.hostname or ""))
+    url = Url(parts.scheme, host=unquote(parts.hostname or "").lower())
     strange = "@" in parts.netloc or bool(parts.fragment)
+    strange = strange or (":" in url.host and "[" not in parts.netloc)
     if parts.scheme == "vof+unix":
         url = Url(parts.scheme, path=unquote(parts.path), tvqn=options.pop("tvqn", ""))
         strange = strange or bool(parts.netloc) or not url.path.startswith("/")
     else:
         url = url._replace(tvqn=unquote(parts.path.removeprefix("/")))
-        if parts.scheme == "vof+tcp":
+        if parts.scheme in WITH_PORT:
             url = url._replace(port=-1 if port is None else port)
         else:
             strange = strange or port is not None

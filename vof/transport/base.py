@@ -16,6 +16,8 @@ from vof.transport.polling import Spin
 
 SAFE = "/:@,;=-._~"
 """What stands in a name or a path as it is."""
+WITH_PORT = ("vof+tcp", "vof+rdma")
+"""Schemes whose URLs have a port."""
 
 
 class Url(NamedTuple):
@@ -24,7 +26,7 @@ class Url(NamedTuple):
     Attributes:
         scheme: key of the table of schemes: "vof+tcp", ...
         host: name or address; of a loopback URL, the listener's name.
-        port: TCP port; 0 where there is none, or any will do.
+        port: number of the port; 0 where there is none, or any will do.
         path: socket path of "vof+unix".
         tvqn: name of the target device, "" where none is named.
         options: what follows the question mark, but for the tvqn of a unix URL.
@@ -44,8 +46,9 @@ class Url(NamedTuple):
             options = ([f"tvqn={tvqn}"] if tvqn else []) + options
             text = f"{self.scheme}://{quote(self.path, SAFE)}"
         else:
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            port = f":{self.port}" if self.scheme == "vof+tcp" else ""
+            host = quote(self.host, ":")
+            host = f"[{host}]" if ":" in host else host
+            port = f":{self.port}" if self.scheme in WITH_PORT else ""
             text = f"{self.scheme}://{host}{port}" + (f"/{tvqn}" if tvqn else "")
         return text + ("?" + "&".join(options) if options else "")
 

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``vof+rdma://host[:port]/TVQN``: queue pairs over RoCE, InfiniBand or iWARP.
+
+The connection manager has one channel of events for all connections of a trio loop. One task reads
+it, as long as there are connections or listeners, and calls whom an event concerns. So the end of a
+connection is noticed whatever its owner does, and a queue costs one descriptor.
+
+An initiator's memory may be read and written by the target, each by a key of its own; the queue
+pairs of one driver's device share a protection domain, and no other has it. At a target each
+connection has its own, so that no initiator can use a key of another; it may write to what the
+target gives it for that, and read nothing.
+"""
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import trio
+
+from vof.errors import VofError
+from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE, Memory
+from vof.transport import rdmacm
+from vof.transport.base import Connection, Listener, Url
+from vof.transport.queue_pair import KeyedConnection
+from vof.transport.rdmacm import Channel, Event, Id, NoRdma
+from vof.transport.verbs import (
+    ACCESS_REMOTE_READ,
+    ACCESS_REMOTE_WRITE,
+    Device,
+    VerbsDomain,
+    load,
+)
+from vof.transport.verbs_pair import QPS_INIT, QPS_RTR, QPS_RTS, Endpoint
+
+WHY = {
+    rdmacm.ADDR_ERROR: "no RDMA device reaches this address",
+    rdmacm.ROUTE_ERROR: "no way to this address",
+    rdmacm.CONNECT_ERROR: "the connection was not made",
+    rdmacm.UNREACHABLE: "nobody answers there",
+    rdmacm.REJECTED: "nobody listens there, or who does refuses",
+    rdmacm.DISCONNECTED: "the peer closed it",
+    rdmacm.DEVICE_REMOVAL: "the RDMA device is being removed",
+}
+"""Events that end something, in words."""
+
+Happened = Callable[[Event], None]
+
+
+# -- events ---------------------------------------------------------------------------------------
+
+
+class Watch:
+    """The channel of one trio loop, and who is told of its events. Got by ``Watch.start``."""
+
+    _current: trio.lowlevel.RunVar["Watch | None"] = trio.lowlevel.RunVar("vof.rdma", None)
+
+    def __init__(self) -> None:
+        self._channel = Channel()
+        self._told: dict[int, Happened] = {}
+        trio.lowlevel.spawn_system_task(self._run)
+
+    @classmethod
+    def start(cls) -> "Watch":
+        """Return that of this loop. Raises OSError."""
+        watch = cls._current.get()
+        if watch is None:
+            watch = cls()
+            cls._current.set(watch)
+        return watch
+
+    async def _run(self) -> None:
+        channel = self._channel
+        while not channel.closed:
+            try:
+                await trio.lowlevel.wait_readable(channel.fd)
+            except trio.ClosedResourceError:
+                return
+            while not channel.closed and (event := channel.next()):
+                self._dispatch(event)
+
+    def _dispatch(self, event: Event) -> None:
+        told = self._told.get(event.listener or event.id)
+        if told is not None:
+            told(event)
+        elif event.kind == rdmacm.CONNECT_REQUEST:
+            Id(event.id).destroy()  # its listener was closed meanwhile
+
+    def identify(self, told: Happened) -> Id:
+        """Return a new id, and tell what happens to it. Raises OSError."""
+        try:
+            identity = self._channel.identify()
+        except OSError:
+            self._close_if_idle()
+            raise
+        self.tell(identity, told)
+        return identity
+
+    def tell(self, identity: Id, told: Happened) -> None:
+        """Tell what happens to an id from here on."""
+        self._told[identity.address] = told
+
+    def destroy(self, identity: Id) -> None:
+        """Destroy an id. The channel ends with the last."""
+        self._told.pop(identity.address, None)
+        identity.destroy()
+        self._close_if_idle()
+
+    def _close_if_idle(self) -> None:
+        if not self._told:
+            self._current.set(None)
+            trio.lowlevel.notify_closing(self._channel.fd)
+            self._channel.close()
+
+
+class Link:
+    """An id of a connection, and what happened to it.
+
+    Attributes:
+        identity: the id.
+    """
+
+    def __init__(self, watch: Watch, identity: Id | None = None) -> None:
+        """Begin with a new id, or with that of a request. Raises OSError."""
+        self._watch = watch
+        self._events: deque[Event] = deque()
+        self._lost: Callable[[str], None] | None = None
+        self._arrived = trio.Event()
+        self.identity = identity or watch.identify(self._happened)
+        watch.tell(self.identity, self._happened)
+
+    def _happened(self, event: Event) -> None:
+        if self._lost is None:
+            self._events.append(event)
+            self._arrived.set()
+        elif event.kind in WHY:
+            self._lost(WHY[event.kind])
+
+    async def expect(self, *kinds: int) -> Event:
+        """Wait for the next event, which has to be one of these. Raises OSError."""
+        while not self._events:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        if event.kind in kinds:
+            return event
+        code = errno.ECONNREFUSED if event.kind == rdmacm.REJECTED else errno.ECONNABORTED
+        raise OSError(code, WHY.get(event.kind, f"unexpected event {event.kind} of rdma_cm"))
+
+    def follow(self, lost: Callable[[str], None]) -> None:
+        """The connection is there; when it ends, ``lost`` is called with the reason."""
+        self._lost = lost
+        for event in self._events:
+            self._happened(event)
+
+    def close(self) -> None:
+        """Destroy the id. Called once."""
+        self._watch.destroy(self.identity)
+
+
+class Pair(Endpoint):
+    """A queue pair, the id that connects it, and its use of a domain, all of which it owns."""
+
+    def __init__(self, link: Link, domain: VerbsDomain, memory: Memory, access: int) -> None:
+        """Begin. See ``Endpoint``; the domain is given away, and the link only on success."""
+        try:
+            super().__init__(domain, memory, access, link.identity.peer[0])
+        except VofError:
+            domain.close()
+            raise
+        self._link = link
+
+    def bring_up(self) -> None:
+        """Make it ready to send and to receive. The id has what is needed. Raises VofError."""
+        for state in (QPS_INIT, QPS_RTR, QPS_RTS):
+            self.prepare(*self._link.identity.attributes(state))
+
+    def kill(self) -> None:
+        """End it for both sides. See ``QueuePair``."""
+        if self.alive:
+            self._link.identity.disconnect()
+        super().kill()
+
+    def close(self) -> None:
+        """Let go of everything. See ``QueuePair``."""
+        super().close()
+        self.domain.close()
+        self._link.close()
+
+
+# -- the initiator's side -------------------------------------------------------------------------
+
+
+async def connect(url: Url, beside: Connection | None = None) -> Connection:
+    """Connect to the first address of the host that answers. See ``transport.connect``."""
+    found = await trio.socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    errors: list[OSError] = []
+    for family, _, _, _, address in found:
+        try:
+            return await _connect(rdmacm.pack_address(family, address), beside)
+        except NoRdma:
+            raise
+        except OSError as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+async def _connect(address: bytes, beside: Connection | None) -> Connection:
+    with ExitStack() as undo:
+        link = Link(Watch.start())
+        undo.callback(link.close)
+        identity = link.identity
+        identity.resolve_address(address)
+        await link.expect(rdmacm.ADDR_RESOLVED)
+        identity.resolve_route()
+        await link.expect(rdmacm.ROUTE_RESOLVED)
+        try:
+            domain, memory = _memory(identity, beside)
+            pair = Pair(link, domain, memory, ACCESS_REMOTE_READ | ACCESS_REMOTE_WRITE)
+            undo.pop_all()
+            undo.callback(pair.close)
+            device = domain.device
+            identity.connect(pair.number, device.answers, device.reads)
+            event = await link.expect(rdmacm.CONNECT_RESPONSE, rdmacm.ESTABLISHED)
+            if event.kind == rdmacm.CONNECT_RESPONSE:
+                pair.bring_up()  # of iWARP, the connection did
+                identity.establish()
+            link.follow(pair.end)
+            connection = KeyedConnection(pair, pair.peer)
+        except VofError as error:
+            raise OSError(str(error)) from error
+        undo.pop_all()
+        return connection
+
+
+def _memory(identity: Id, beside: Connection | None) -> tuple[VerbsDomain, Memory]:
+    """Return what a connection may touch: that of the one beside it, or something new."""
+    name, transport = identity.device
+    if beside is None:
+        domain = VerbsDomain(Device.open(name, transport))
+        return domain, Memory(domain, REMOTE_READ | REMOTE_WRITE)
+    memory = beside.pool
+    assert isinstance(memory, Memory)
+    assert isinstance(memory.domain, VerbsDomain)
+    if memory.domain.device.name != name:
+        raise OSError(errno.ENETUNREACH, f"{name} is not the RDMA device of the control queue")
+    return memory.domain.share(), memory
+
+
+# -- the target's side ----------------------------------------------------------------------------
+
+
+class RdmaListener(Listener):
+    """An address at which the connection manager listens."""
+
+    def __init__(self, watch: Watch, url: Url, family: int, address: bytes) -> None:
+        """Listen. Raises OSError."""
+        self._watch = watch
+        self._send, self._receive = trio.open_memory_channel[Event](rdmacm.BACKLOG)
+        self._devices: dict[str, Device] = {}
+        self._open = True
+        self._identity = watch.identify(self._happened)
+        try:
+            self._identity.listen(address, only_this_family=family == socket.AF_INET6)
+        except OSError as error:
+            self.close()
+            if error.errno == errno.ENODEV:
+                raise NoRdma(error.errno, f"no RDMA device has the address {url.host}") from None
+            raise
+        host, port = self._identity.local
+        self.url = url._replace(host=host, port=port)
+
+    def _happened(self, event: Event) -> None:
+        if event.kind == rdmacm.CONNECT_REQUEST:
+            try:
+                self._send.send_nowait(event)
+            except trio.WouldBlock:
+                Id(event.id).destroy()
+
+    async def accept(self) -> Connection:
+        """Wait for the next connection. One that died meanwhile is passed over."""
+        while True:
+            event = await self._receive.receive()
+            try:
+                return self._accept(event)
+            except NoRdma:
+                raise
+            except VofError as error:
+                raise OSError(errno.ENOMEM, str(error)) from error
+            except OSError:
+                continue
+
+    def _accept(self, event: Event) -> Connection:
+        with ExitStack() as undo:
+            link = Link(self._watch, Id(event.id))
+            undo.callback(link.close)
+            identity = link.identity
+            domain = VerbsDomain(self._device(*identity.device))
+            pair = Pair(link, domain, Memory(domain), ACCESS_REMOTE_WRITE)
+            undo.pop_all()
+            undo.callback(pair.close)
+            pair.bring_up()
+            link.follow(pair.end)
+            connection = KeyedConnection(pair, pair.peer)
+            identity.accept(pair.number, min(event.answers, domain.device.answers), pair.reads)
+            undo.pop_all()
+            return connection
+
+    def _device(self, name: str, transport: int) -> Device:
+        """Return a device; it stays open as long as we listen."""
+        if name not in self._devices:
+            self._devices[name] = Device.open(name, transport)
+        return Device.open(name, transport)
+
+    def close(self) -> None:
+        """Stop listening; connections that were not accepted end."""
+        if self._open:
+            self._open = False
+            self._send.close()
+            while self._receive.statistics().current_buffer_used:
+                Id(self._receive.receive_nowait().id).destroy()
+            self._receive.close()
+            for device in self._devices.values():
+                device.close()
+            self._watch.destroy(self._identity)
+
+
+async def listen(url: Url) -> list[Listener]:
+    """Listen on every address of the host, all on one port. Suspends; raises OSError."""
+    found = await trio.socket.getaddrinfo(
+        url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    load()
+    port = url.port
+    listeners: list[Listener] = []
+    with ExitStack() as undo:
+        for family, _, _, _, address in dict.fromkeys(found):
+            packed = rdmacm.pack_address(family, (address[0], port, *address[2:]))
+            listener = RdmaListener(Watch.start(), url, family, packed)
+            undo.callback(listener.close)
+            port = listener.url.port
+            listeners.append(listener)
+        undo.pop_all()
+    return listeners

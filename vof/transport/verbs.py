@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""pyverbs, of whatever version, and what of it lasts: devices, protection domains, registrations.
+
+This is the only place that imports pyverbs, and where its versions differ. It is not on PyPI in a
+form that fits a distribution's libraries, so it is the distribution's package; where a virtual
+environment does not see it, it is found where the distribution has it, and nothing else from there.
+Constants stand here by their names in the verbs interface, whose numbers do not change, as pyverbs
+renames its modules of them.
+"""
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import resource
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+from vof.errors import VofError
+from vof.memory import Region
+from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys
+from vof.transport.rdmacm import TRANSPORT_IWARP, NoRdma
+
+Verbs: TypeAlias = Any
+"""An object of pyverbs, which has no types."""
+
+ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE, ACCESS_REMOTE_READ = 1, 2, 4
+READS = 16
+"""Reads under way at a time that we ask for."""
+LEAST_ORDER = 6
+"""The smallest place for a message has 64 bytes."""
+
+PLACES = (
+    f"{sys.base_prefix}/lib/python3/dist-packages",
+    "/usr/lib/python3/dist-packages",
+    f"/usr/lib64/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages",
+)
+"""Where distributions have packages for all their Python programs."""
+
+
+# -- pyverbs --------------------------------------------------------------------------------------
+
+
+def find_pyverbs() -> str:
+    """Return the folder of pyverbs, "" for none."""
+    spec = importlib.util.find_spec("pyverbs") or importlib.machinery.PathFinder.find_spec(
+        "pyverbs", PLACES
+    )
+    return str(Path(spec.origin).parent) if spec and spec.origin else ""
+
+
+@cache
+def pyverbs(name: str) -> ModuleType:
+    """Import a module of pyverbs. Raises NoRdma."""
+    folder = find_pyverbs()
+    if not folder:
+        raise NoRdma("pyverbs is missing: apt install python3-pyverbs (not pip)")
+    if "pyverbs" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("pyverbs", f"{folder}/__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["pyverbs"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["pyverbs"])
+    try:
+        return importlib.import_module(f"pyverbs.{name}")
+    except ImportError as error:
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise NoRdma(
+            f"pyverbs in {folder} does not fit this Python {version} ({error}): "
+            "make the virtual environment with the distribution's /usr/bin/python3"
+        ) from None
+
+
+def load() -> None:
+    """Import what is needed of pyverbs, which takes a while the first time. Raises NoRdma."""
+    for name in ("device", "pd", "mr", "cq", "qp", "wr", "addr"):
+        pyverbs(name)
+
+
+_opening = threading.Lock()
+
+
+def completion_channel(device: "Device") -> tuple[Verbs, int]:
+    """Make a completion channel; return it and its descriptor, which does not block.
+
+    pyverbs before 57 does not show that: then it is the one that was not there before.
+    """
+    with _opening:
+        before = _event_files()
+        channel = pyverbs("cq").CompChannel(device.context)
+        fd = getattr(channel, "fd", None)
+        if fd is None:
+            [fd] = _event_files() - before
+    os.set_blocking(fd, False)
+    return channel, fd
+
+
+def _event_files() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "infinibandevent" in os.readlink(f"/proc/self/fd/{name}"):
+                found.add(int(name))
+        except FileNotFoundError:
+            pass  # that of the list itself
+    return found
+
+
+# -- devices and memory ---------------------------------------------------------------------------
+
+
+class Device:
+    """An RDMA device, as long as somebody uses it. Got by ``Device.open``.
+
+    Attributes:
+        name: as the system has it.
+        iwarp: it speaks iWARP, where some things differ.
+        context: of pyverbs.
+        answers: reads of a peer that it answers at a time.
+        reads: that it may have under way at a time.
+        requests: posts, and receives, of a queue pair.
+    """
+
+    _open: ClassVar[dict[str, "Device"]] = {}
+
+    def __init__(self, name: str, transport: int) -> None:
+        try:
+            self.context: Verbs = pyverbs("device").Context(name=name)
+            limits = self.context.query_device()
+        except pyverbs("pyverbs_error").PyverbsError as error:
+            raise NoRdma(f"the RDMA device {name} cannot be used: {error}") from None
+        self.name = name
+        self.iwarp = transport == TRANSPORT_IWARP
+        self.answers = min(limits.max_qp_rd_atom, READS)
+        self.reads = min(limits.max_qp_init_rd_atom, READS)
+        self.requests = limits.max_qp_wr
+        self._users = 0
+
+    @classmethod
+    def open(cls, name: str, transport: int) -> "Device":
+        """Return a device, which all users share. Raises NoRdma."""
+        device = cls._open.get(name) or cls(name, transport)
+        cls._open[name] = device
+        device._users += 1
+        return device
+
+    def close(self) -> None:
+        """Let go of it, once for each ``open``."""
+        self._users -= 1
+        if not self._users:
+            del self._open[self.name]
+            self.context.close()
+
+
+class VerbsDomain(Domain):
+    """A protection domain, as long as queue pairs use it. See ``Domain``.
+
+    Attributes:
+        device: it belongs to this one.
+        pd: of pyverbs.
+    """
+
+    def __init__(self, device: Device) -> None:
+        """Make one for a first queue pair; one use of the device is given away."""
+        self.device = device
+        self.pd: Verbs = pyverbs("pd").PD(device.context)
+        self._registered: dict[Keys, tuple[Verbs, Region]] = {}
+        self._users = 1
+
+    def register(self, region: Region, rights: int) -> Keys:
+        """Register a region. See ``Domain``."""
+        access = ACCESS_LOCAL_WRITE
+        if rights & REMOTE_WRITE or (self.device.iwarp and not rights):
+            access |= ACCESS_REMOTE_WRITE  # iWARP answers a read by a write
+        if rights & REMOTE_READ:
+            access |= ACCESS_REMOTE_READ
+        try:
+            made = pyverbs("mr").MR(self.pd, region.size, access, address=region.address)
+        except pyverbs("pyverbs_error").PyverbsError as error:
+            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+            raise VofError(
+                f"{region.size} bytes cannot be registered for RDMA: {error}; "
+                f"{limit} bytes may be locked in memory (ulimit -l, or LimitMEMLOCK= of a service)"
+            ) from None
+        keys = Keys(made.lkey, made.rkey)
+        self._registered[keys] = made, region
+        return keys
+
+    def deregister(self, keys: Keys) -> None:
+        """Take a registration back. See ``Domain``."""
+        made, _ = self._registered.pop(keys, (None, None))
+        if made is not None:
+            made.close()
+
+    def share(self) -> "VerbsDomain":
+        """Return it for one more queue pair."""
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        """Let go of it, once for each queue pair; with the last, all registrations end."""
+        self._users -= 1
+        if not self._users:
+            while self._registered:
+                self.deregister(next(iter(self._registered)))
+            self.pd.close()
+            self.device.close()
+
+
+class Place(NamedTuple):
+    """Where a message is sent from, or received.
+
+    Attributes:
+        view: its bytes.
+        address: of the first.
+        key: local key.
+        order: it has 2 ** order bytes.
+    """
+
+    view: memoryview
+    address: int
+    key: int
+    order: int
+
+
+class Places:
+    """Places for messages of one queue pair, which no peer can touch, used again and again."""
+
+    def __init__(self, domain: VerbsDomain) -> None:
+        self._domain = domain
+        self._free: dict[int, list[Place]] = {}
+        self._keys: list[Keys] = []
+
+    def take(self, size: int, wanted: int = 1) -> Place:
+        """Return a place for a message of some size.
+
+        Args:
+            size: bytes.
+            wanted: how many of them will be taken, this one included.
+
+        Raises:
+            VofError: memory cannot be registered.
+        """
+        order = max(LEAST_ORDER, (size - 1).bit_length())
+        free = self._free.get(order)
+        if not free:
+            free = self._free[order] = self._cut(order, wanted)
+        return free.pop()
+
+    def _cut(self, order: int, wanted: int) -> list[Place]:
+        size = 1 << order
+        region = Region(wanted * size)
+        region.close()  # nobody maps it but us
+        keys = self._domain.register(region, LOCAL)
+        self._keys.append(keys)
+        return [
+            Place(region.view[at : at + size], region.address + at, keys.local, order)
+            for at in range(0, region.size - size + 1, size)
+        ]
+
+    def give(self, place: Place) -> None:
+        """Give a place back, whose message nobody needs any more."""
+        self._free[place.order].append(place)
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        for keys in self._keys:
+            self._domain.deregister(keys)

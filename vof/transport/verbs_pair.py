@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A queue pair by pyverbs.
+
+What makes it quick enough:
+
+* Work requests are objects that are filled again and again, as posting copies them. They are
+  chained once; to post some of them, the last of the chain are filled, which its end ends.
+* Of a chain only reads and the last tell that they completed: all before them did, too.
+* Completions are polled all at once.
+
+A completion is never slept over: from the start a notification has been asked for, or is there.
+``poll`` takes it when it finds nothing, asks for the next, and looks again; each look takes all
+that there is, as what was there before the asking is not notified.
+"""
+
+import select
+import threading
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+
+from vof.errors import ConnectionLost, VofError
+from vof.protocol.keyed import READ, Post
+from vof.protocol.registered import Memory
+from vof.transport.queue_pair import QueuePair
+from vof.transport.rdmacm import Attributes
+from vof.transport.verbs import Place, Places, Verbs, VerbsDomain, completion_channel, pyverbs
+
+WR_RDMA_WRITE, WR_SEND, WR_RDMA_READ = 0, 2, 4
+SEND_SIGNALED = 2
+QPT_RC = 2
+QPS_INIT, QPS_RTR, QPS_RTS, QPS_ERR = 1, 2, 3, 6
+QP_STATE, QP_AV, QP_MAX_QP_RD_ATOMIC = 1 << 0, 1 << 7, 1 << 13
+WC_WR_FLUSH_ERR = 5
+
+FAILURES = {
+    1: "a message was longer than the receive for it",
+    4: "a transfer left the memory that it was for",
+    5: "it is in the error state",
+    9: "the peer took a message for invalid",
+    10: "the peer's memory does not allow a transfer: its key, place or rights",
+    11: "the peer could not carry out a transfer",
+    12: "the peer does not answer",
+    13: "the peer has no receive posted",
+}
+"""Statuses of completions, in words."""
+
+ATTRIBUTES = (
+    *("path_mtu", "qkey", "rq_psn", "sq_psn", "dest_qp_num", "qp_access_flags", "pkey_index"),
+    *("max_rd_atomic", "max_dest_rd_atomic", "min_rnr_timer", "port_num", "timeout"),
+    *("retry_cnt", "rnr_retry"),
+)
+VECTOR = ("dlid", "sl", "src_path_bits", "static_rate", "port_num", "is_global")
+ROUTE = ("sgid_index", "hop_limit", "flow_label", "traffic_class")
+"""Attributes by their names, which rdmacm and pyverbs share."""
+
+SENDS = 256
+RECEIVES = 1024 + 8
+MESSAGES = 16
+"""Places for messages to send that are made at a time."""
+ALL = SENDS + RECEIVES
+"""As many as a completion queue holds."""
+SIGNAL_EVERY = 32
+"""Of what is not read, every so manyth tells that it completed, and the last."""
+
+
+class _Requests(threading.local):
+    """Work requests of one thread, chained: to post some, the last of them are filled."""
+
+    def __init__(self) -> None:
+        work = pyverbs("wr")
+        self.places = [work.SGE(0, 0, 0) for _ in range(SENDS)]
+        self.chain: list[Verbs] = [None] * SENDS
+        following = None
+        for at in reversed(range(SENDS)):
+            place = self.places[at]
+            following = work.SendWR(num_sge=1, sg=[place], next_wr=following)
+            following.sg_list = place  # not a copy of it
+            self.chain[at] = following
+
+
+def _receive_request(place: Place) -> Verbs:
+    work = pyverbs("wr")
+    entry = work.SGE(place.address, 1 << place.order, place.key)
+    request = work.RecvWR(num_sge=1, sg=[entry])
+    entry.close()  # the request has a copy
+    return request
+
+
+@cache
+def _requests() -> _Requests:
+    return _Requests()
+
+
+class Endpoint(QueuePair):
+    """A queue pair with a completion queue and its descriptor. See ``QueuePair``.
+
+    Attributes:
+        domain: what its memory is registered in.
+        number: of the queue pair.
+        alive: ``kill`` was not called.
+        peer: who is at the other end.
+        why: why that is gone, as far as somebody told; "" for nobody did.
+    """
+
+    def __init__(self, domain: VerbsDomain, memory: Memory, access: int, peer: str) -> None:
+        """Make one that is not connected.
+
+        Args:
+            domain: of all memory that it touches.
+            memory: see ``QueuePair``.
+            access: what the peer may do at most: ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE or both.
+            peer: see above.
+
+        Raises:
+            VofError: the system refuses.
+        """
+        pairs, queues = pyverbs("qp"), pyverbs("cq")
+        self.domain = domain
+        self.peer = peer
+        self.memory = memory
+        self.reads = 1
+        self.why = ""
+        self._access = access
+        device = domain.device
+        self.depth = min(SENDS, device.requests)
+        self._room = min(RECEIVES, device.requests)
+        limits = {"max_send_wr": self.depth, "max_recv_wr": self._room}
+        try:
+            self._channel, self.fd = completion_channel(device)
+            self._queue = queues.CQ(device.context, self.depth + self._room, None, self._channel, 0)
+            self._pair = pairs.QP(
+                domain.pd,
+                pairs.QPInitAttr(
+                    qp_type=QPT_RC,
+                    cap=pairs.QPCap(max_send_sge=1, max_recv_sge=1, **limits),
+                    scq=self._queue,
+                    rcq=self._queue,
+                    sq_sig_all=0,
+                ),
+            )
+        except pyverbs("pyverbs_error").PyverbsError as error:
+            raise VofError(f"{device.name} gives no queue pair: {error}") from None
+        self.number: int = self._pair.qp_num
+        self._notes = select.poll()
+        self._notes.register(self.fd, select.POLLIN)
+        self._queue.req_notify()
+        self.alive = True
+        self._failure = ""
+        self._posted = self._completed = 0
+        self._places = Places(domain)
+        self._sending: deque[tuple[int, Place]] = deque()
+        self._ready: deque[Place] = deque()
+        self._receives: dict[int, Verbs] = {}
+        self._requests = _requests()
+        self._error = pyverbs("pyverbs_error").PyverbsError
+
+    def prepare(self, attributes: Attributes, mask: int) -> None:
+        """Bring the queue pair to a state, by what the connection says.
+
+        Raises:
+            VofError: that is not possible.
+        """
+        pairs, address = pyverbs("qp"), pyverbs("addr")
+        wanted = pairs.QPAttr(qp_state=attributes.qp_state)
+        device = self.domain.device
+        attributes.qp_access_flags = self._access
+        attributes.max_rd_atomic = min(attributes.max_rd_atomic, device.reads)
+        attributes.max_dest_rd_atomic = min(attributes.max_dest_rd_atomic, device.answers)
+        for name in ATTRIBUTES:
+            setattr(wanted, name, getattr(attributes, name))
+        if mask & QP_AV:
+            vector = attributes.ah_attr
+            route = vector.grh
+            raw = bytes(route.dgid).hex()
+            words = ":".join(raw[at : at + 4] for at in range(0, len(raw), 4))
+            wanted.ah_attr = address.AHAttr(
+                **{name: getattr(vector, name) for name in VECTOR},
+                gr=address.GlobalRoute(
+                    dgid=address.GID(words),
+                    **{name: getattr(route, name) for name in ROUTE},
+                ),
+            )
+        try:
+            self._pair.modify(wanted, mask)
+        except pyverbs("pyverbs_error").PyverbsError as error:
+            raise VofError(f"the queue pair cannot be brought up: {error}") from None
+        if mask & QP_MAX_QP_RD_ATOMIC:
+            self.reads = max(attributes.max_rd_atomic, 1)
+
+    def receives(self, count: int, size: int) -> None:
+        """Post receives. See ``QueuePair``."""
+        if len(self._ready) + count > self._room:
+            raise VofError(
+                f"{self.domain.device.name} has no room for a queue of {count}: "
+                f"at most {self._room - 8}"
+            )
+        known = self._receives
+        for left in range(count, 0, -1):
+            place = self._places.take(size, left)
+            self._ready.append(place)
+            request = known.get(place.address)
+            if request is None:
+                request = known[place.address] = _receive_request(place)
+            try:
+                self._pair.post_recv(request)
+            except self._error as error:
+                raise self._lost(str(error)) from None
+
+    def post(self, posts: Sequence[Post]) -> None:
+        """Post messages and transfers. See ``QueuePair``."""
+        left = len(posts)
+        chain, places = self._requests.chain, self._requests.places
+        at = first = len(chain) - left
+        number = self._posted
+        for post in posts:
+            place, request = places[at], chain[at]
+            at += 1
+            number += 1
+            left -= 1
+            flags = 0 if left and number % SIGNAL_EVERY else SEND_SIGNALED
+            if type(post) is bytes:
+                size = len(post)
+                message = self._places.take(size, MESSAGES)
+                self._sending.append((number, message))
+                message.view[:size] = post
+                place.addr, place.length, place.lkey = message.address, size, message.key
+                request.opcode = WR_SEND
+            else:
+                kind, place.addr, place.length, place.lkey, address, key = post
+                request.set_wr_rdma(key, address)
+                if kind == READ:
+                    request.opcode = WR_RDMA_READ
+                    flags = SEND_SIGNALED
+                else:
+                    request.opcode = WR_RDMA_WRITE
+            request.wr_id = number
+            request.send_flags = flags
+        self._posted = number
+        try:
+            self._pair.post_send(chain[first])
+        except self._error as error:
+            raise self._lost(str(error)) from None
+
+    def poll(self) -> tuple[int, list[bytes]]:
+        """Take what completed. See ``QueuePair``."""
+        if not self.alive or self._failure:
+            raise self._lost(self._failure)
+        count, completions = self._queue.poll(ALL)
+        if not count:
+            if self._notes.poll(0):
+                self._channel.get_cq_event(self._queue)
+                self._queue.ack_events(1)
+                self._queue.req_notify()
+                count, completions = self._queue.poll(ALL)
+            if not count:
+                return 0, []
+        give = self._places.give
+        messages: list[bytes] = []
+        last = self._completed
+        for completion in completions:
+            if status := completion.status:
+                if status != WC_WR_FLUSH_ERR or not self._failure:
+                    self._failure = FAILURES.get(status, f"status {status}")
+            elif number := completion.wr_id:
+                last = number
+            else:
+                place = self._ready.popleft()
+                messages.append(bytes(place.view[: completion.byte_len]))
+                give(place)
+        done, self._completed = last - self._completed, last
+        sending = self._sending
+        while sending and sending[0][0] <= last:
+            give(sending.popleft()[1])
+        if self._failure:
+            if not done and not messages:
+                raise self._lost(self._failure)
+            self._flush_one()
+        return done, messages
+
+    def _lost(self, why: str) -> ConnectionLost:
+        return ConnectionLost(f"connection to {self.peer} lost: {self.why or why}")
+
+    def end(self, why: str) -> None:
+        """Note that the peer is gone: what did not complete will not; ``fd`` becomes readable."""
+        if self.alive and not self.why:
+            self.why = why
+            try:
+                self._pair.modify(pyverbs("qp").QPAttr(qp_state=QPS_ERR), QP_STATE)
+            except self._error:
+                pass  # it was there already
+            self._flush_one()
+
+    def _flush_one(self) -> None:
+        """Make ``fd`` readable, in the error state: a receive that is posted now comes back."""
+        try:
+            self.receives(1, 1)
+        except VofError:
+            pass  # others are to be flushed
+
+    def kill(self) -> None:
+        """End the queue pair. See ``QueuePair``."""
+        if self.alive:
+            self.alive = False
+            self._pair.close()
+
+    def close(self) -> None:
+        """Let go of everything. See ``QueuePair``."""
+        self.kill()
+        self._queue.close()
+        self._channel.close()
+        self._places.close()
+        for request in self._receives.values():
+            request.close()
