@@ -18,7 +18,7 @@ from vof.target import daemon
 from vof.target.devices import ConsoleModel, PtyPort, SocketPort
 
 KINDS = {"socket": (SocketPort, Socket), "pty": (PtyPort, Pty)}
-CYCLES = 100
+CYCLES = 40
 
 
 @pytest.fixture(params=KINDS)
