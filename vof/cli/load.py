@@ -22,6 +22,7 @@ from vof.cli.histogram import Histogram
 from vof.errors import DeviceError, InvalidArgument, NotSupported, VofError
 from vof.initiator import RequestQueue
 from vof.initiator.drivers import Blk, Rng
+from vof.memory import Pool
 from vof.transport import polling
 from vof.virtio.blk import REQUEST, SECTOR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from vof.virtio.constants import VIRTIO_F_VERSION_1, VIRTIO_ID_BLOCK, VIRTIO_ID_RNG, bit
@@ -170,8 +171,8 @@ class _Slot:
 
     __slots__ = ("read", "sent", "status", "write")
 
-    def __init__(self, size: int, data: bytes | None, framed: bool = False) -> None:
-        answer = memoryview(bytearray(size + (data is not None)))
+    def __init__(self, size: int, data: memoryview | None, framed: bool, pool: Pool) -> None:
+        answer = pool.alloc(size + (data is not None))
         self.status = answer[-1:]
         self.read: list[Buffer] = [answer] if data is None else [b"", answer]
         if framed:
@@ -197,16 +198,20 @@ def _headers(job: Job, capacity: int) -> Headers:
 
 
 async def _drive(
-    vq: Virtqueue, job: Job, headers: Headers | None, framed: bool, tally: _Tally
+    vq: Virtqueue, pool: Pool, job: Job, headers: Headers | None, framed: bool, tally: _Tally
 ) -> None:
     """Keep ``depth`` requests in flight on one queue until it is time to stop.
 
-    Without headers, a request is raw, or for random bytes. See ``_Slot`` for ``framed``.
+    Buffers are of the device's ``pool``. Without headers, a request is raw, or for random bytes.
+    See ``_Slot`` for ``framed``.
     """
     add, get_buf, latency = vq.add_sgs, vq.get_buf, tally.latency.add
     header = None if headers is None else headers.__next__
-    data = None if headers is None else random.randbytes(job.size if job.reads < 100 else 0)
-    slots = [_Slot(job.size, data, framed) for _ in range(min(job.depth, tally.left))]
+    data = None
+    if headers is not None:
+        data = pool.alloc(job.size if job.reads < 100 else 0)
+        data[:] = random.randbytes(len(data))
+    slots = [_Slot(job.size, data, framed, pool) for _ in range(min(job.depth, tally.left))]
     outs = int(job.raw)
     for slot in slots:
         slot.read[:0] = [RAW] * outs
@@ -342,6 +347,7 @@ async def measure(url: str, job: Job) -> Result:
             else:
                 framed = headers is not None and not driver.device.features & _FREE
                 vqs = driver.device.vqs
-                loads += [partial(_drive, vq, job, headers, framed, tally) for vq in vqs]
+                pool = driver.device.pool
+                loads += [partial(_drive, vq, pool, job, headers, framed, tally) for vq in vqs]
         await _together(loads, job.seconds)
         return tally.result()

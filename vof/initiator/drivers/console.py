@@ -81,7 +81,7 @@ class Console(Driver):
         await device.ready()
         count, size = self._wanted
         for _ in range(min(count, self._receiveq.get_vring_size())):
-            self._offer(memoryview(bytearray(size)))
+            self._offer(device.pool.alloc(size))
         self._receiveq.kick()
         return self
 

@@ -124,7 +124,7 @@ class Net(Driver):
         size = max(_HEADER_BYTES + most_frame(self.mtu), LEAST_BUFFER)
         self._most = most_frame(self.mtu)
         self.room = self._receiveq.get_vring_size()
-        self._spaces = [memoryview(bytearray(size)) for _ in range(self.room)]
+        self._spaces = [device.pool.alloc(size) for _ in range(self.room)]
         await device.ready()
         self._offer(range(len(self._spaces)))
         return self
