@@ -194,6 +194,29 @@ def test_a_small_readable_part_is_written_beforehand():
     assert alone.stream.used.popleft() == ("token", 7, None)
 
 
+def test_most_requests():
+    """One small buffer to read, and one to write."""
+    alone = queue(eager=BUFFER)
+    out, into = alone.memory.alloc(20), alone.memory.alloc(50)
+    out[:] = b"o" * 20
+    gone = weakref.ref(into.obj)
+    alone.stream.add([out, into], 1, "token", "ctx")
+    (kind, there, here), message = alone.posts()
+    assert (kind, there, bytes(here)) == ("write", (0x10000, 20, 9), bytes(out))
+    assert EAGER.unpack_from(message) == (v5.VQ_KEYED_EAGER_BUF, 0, 0, 20, 50)
+    (desc,) = DESC.iter_unpack(message[16:])
+    assert desc[:2] == (address_of(into), 50)
+    reach(alone, desc, REMOTE_WRITE)
+    del into
+    gc.collect()
+    assert gone() is not None
+    alone.stream.received(EAGER_DONE.pack(0, 0, 9))
+    assert alone.stream.used.popleft() == ("token", 9, "ctx")
+    alone.stream.add([b"q", bytearray()], 1, 1, None)
+    _, message = alone.posts()
+    assert len(message) == 16
+
+
 def test_what_a_device_wrote_beyond_is_copied_too():
     alone = queue(eager=BUFFER)
     into = bytearray(b"......")

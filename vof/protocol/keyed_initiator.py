@@ -11,14 +11,22 @@ before a buffer goes back to the driver without its completion, the connection m
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 from vof.errors import RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol.initiator_stream import InitiatorStream
 from vof.protocol.keyed import KeyedStream, Post
-from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE, Desc, Memory, Slot, Slots
+from vof.protocol.registered import (
+    REMOTE_READ,
+    REMOTE_WRITE,
+    Desc,
+    Memory,
+    Registration,
+    Slot,
+    Slots,
+)
 
 MESSAGE_BYTES = 16
 """A completion."""
@@ -75,7 +83,7 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
         self._posts: list[Post] = []
         self._lent: dict[int, Lent] = {}
         self._receives = size + EXTRA, MESSAGE_BYTES
-        self._memory: Memory
+        self._find: Callable[[Buffer], tuple[int, Registration] | None]
         self._out: Slots
         self._in: Slots
         self._own: tuple[Memory, Memory]
@@ -84,7 +92,7 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
 
     def carry(self, memory: Memory, reads: int) -> None:
         """Begin. See ``KeyedStream``."""
-        self._memory = memory
+        self._find = memory.find
         self._own = Memory(memory.domain, REMOTE_READ), Memory(memory.domain, REMOTE_WRITE)
         self._out, self._in = map(Slots, self._own)
 
@@ -143,7 +151,7 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
 
     def _pieces(self, segments: Sequence[Buffer], writable: bool, most: int) -> Layout:
         """Describe a part; what is copied has offsets in place of addresses, and no key."""
-        find = self._memory.find
+        find = self._find
         descs: list[Desc] = []
         copied: list[tuple[int, int, Buffer]] = []
         room = offset = 0

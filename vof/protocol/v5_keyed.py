@@ -24,6 +24,8 @@ HEADER = struct.Struct("<HH4xII")
 EAGER = v5.COMMANDS[v5.VQ_KEYED_EAGER_BUF].command.codec
 EAGER_DONE = v5.COMMANDS[v5.VQ_KEYED_EAGER_BUF].completion.codec
 DESC = v5.KEYED_DESC.codec
+SHORT = struct.Struct("<HHIIIQII")
+"""The command of a request that was written beforehand, and one keyed descriptor."""
 
 
 def to_fields(descs: Sequence[Desc]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from vof.protocol.v5_keyed import (
     EAGER_DONE,
     FEATURES,
     HEADER,
+    SHORT,
     from_fields,
     to_fields,
 )
@@ -45,6 +46,7 @@ class V5KeyedInitiator(KeyedInitiator):
         self._most = LEAST_DESCS
         self._eager: list[Desc] = []
         self._piece = 0
+        self._short = self._start = self._key = 0  # of an eager buffer in one piece
 
     def allow(self, descs: int, eager: Mapping[str, int] | None) -> None:
         """Use what the target allows on this virtqueue. See ``InitiatorStream``."""
@@ -52,11 +54,17 @@ class V5KeyedInitiator(KeyedInitiator):
         self._eager = from_fields(eager) if eager else []
         total = sum(length for _, length, _ in self._eager)
         self._piece = min(total // len(self._entries), EAGER_BYTES)
+        if len(self._eager) == 1:
+            self._start, _, self._key = self._eager[0]
+            self._short = self._piece
 
     # -- out ----------------------------------------------------------------------------------
 
     def add(self, sgs: Sequence[Buffer], out_sgs: int, data: object, ctx: object) -> None:
         """Append one request. See ``InitiatorStream``."""
+        if len(sgs) == 2 and out_sgs == 1 and 0 < len(sgs[0]) <= self._short and len(sgs[1]):
+            self._add_short(sgs[0], sgs[1], data, ctx)
+            return
         readable, writable = sgs[:out_sgs], [memoryview(sg) for sg in sgs[out_sgs:]]
         out_length, in_length = sum(map(len, readable)), sum(map(len, writable))
         command_id = self.free[-1]
@@ -77,6 +85,30 @@ class V5KeyedInitiator(KeyedInitiator):
         self._entries[command_id] = (data, ctx, writable, in_length)
         self._lent[command_id] = Lent(slot, into, eager, sgs=sgs)
         self._posts.append(message + b"".join([DESC.pack(*d) for d in (*out.descs, *into.descs)]))
+
+    def _add_short(self, head: Buffer, tail: Buffer, data: object, ctx: object) -> None:
+        """Append what most requests are: one buffer to read, of few bytes, and one to write."""
+        length, room = len(head), len(tail)
+        into = NOTHING
+        if found := self._find(tail):
+            address, at = found
+        else:
+            place = self._in.take(room)
+            place.view[:room] = tail  # an eager completion does not say what was written
+            address, at = place.address, place.at
+            into = Layout([], place, [(0, 0, tail)])
+        slot = self._out.take(length)
+        slot.view[:length] = head
+        command_id = self.free.pop()
+        offset = command_id * self._piece
+        self._entries[command_id] = (data, ctx, (), room)
+        self._lent[command_id] = Lent(slot, into, True, 0, (tail,))
+        self._posts += (
+            (WRITE, slot.address, length, slot.at.local, self._start + offset, self._key),
+            SHORT.pack(
+                v5.VQ_KEYED_EAGER_BUF, command_id, offset, length, room, address, room, at.write
+            ),
+        )
 
     def _write(self, readable: Sequence[Buffer], length: int, offset: int) -> Slot | None:
         """Write a readable part to a place in the eager buffer; return where it is until then."""

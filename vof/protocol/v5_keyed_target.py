@@ -17,6 +17,7 @@ from vof.protocol.v5_keyed import (
     EAGER_DONE,
     FEATURES,
     HEADER,
+    SHORT,
     from_fields,
     to_fields,
 )
@@ -40,6 +41,29 @@ class V5KeyedTarget(KeyedTarget):
     _reply: Desc
 
     # -- in -----------------------------------------------------------------------------------
+
+    def _quick(self, message: bytes) -> bool:
+        """Begin a request that was written beforehand, with one place for its answer."""
+        if len(message) != SHORT.size or self.inflight >= self._queue_size:
+            return False
+        opcode, command_id, place, out_length, in_length, address, length, key = SHORT.unpack(
+            message
+        )
+        most = self._request_bytes
+        if (
+            opcode != v5.VQ_KEYED_EAGER_BUF
+            or place + out_length > len(self._eager)
+            or not 0 < length == in_length <= most
+            or out_length > most
+            or not self._fits(out_length + in_length)
+            or (slot := self._try(out_length + in_length)) is None
+        ):
+            return False
+        eager = self._eager[place : place + out_length]
+        lengths = out_length, in_length
+        self._enter(command_id, lengths, slot, ((address, length, key),), eager, 1)
+        self._deliver()
+        return True
 
     def _command(self, message: bytes) -> Program:
         opcode, command_id, out_length, in_length = HEADER.unpack_from(message)
