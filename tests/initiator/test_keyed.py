@@ -113,6 +113,22 @@ async def test_a_target_learns_nothing_that_is_of_use_on_another_device():
             assert one.pool.domain is not other.pool.domain
 
 
+async def test_a_large_configuration(make):
+    async with make(Echo(config=bytes(range(256)))) as device:
+        assert await device.get(0, 256) == bytes(range(256))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_listener_that_speaks_one_dialect(dialect):
+    url = f"{URL}?dialect={dialect}"
+    async with trio.open_nursery() as nursery:
+        (listener,) = await listen(parse_url(url))
+        await nursery.start(Server({"it": Export("it", Echo)}).serve, [listener])
+        async with vof.connect(str(listener.url.with_tvqn("it"))) as device:
+            assert device.device_id == Echo.device_id
+        nursery.cancel_scope.cancel()
+
+
 # -- transport features ---------------------------------------------------------------------------
 
 

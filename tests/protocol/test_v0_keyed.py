@@ -294,6 +294,24 @@ def test_connect_and_what_follows_it():
     assert [len(post) for post in alone.posts()] == [16, 16]  # queues, and changes
 
 
+def test_no_more_commands_than_there_are_receives():
+    alone = Alone(V0KeyedInitiator(32, control=True), BOTH)
+    alone.stream.session.state = State.LIVE
+    for number in range(20):
+        alone.stream.command(v5.GET_CONFIG, {"offset": number, "bytes": 1}, b"", number)
+    sent = alone.posts()
+    assert len(sent) == 32
+    seen = 0
+    while sent:
+        command = sent.pop(0)
+        seen += 1
+        alone.stream.received(b"\0\0" + command[2:4] + bytes(12))
+        sent += alone.posts()
+        assert len(sent) <= 32
+    assert seen == 60
+    assert [answer.data for answer in alone.stream.answers] == list(range(20))
+
+
 def test_the_c_target_answers_with_the_id_0():
     alone = Alone(V0KeyedInitiator(32, control=True), BOTH)
     alone.stream.session.state = State.LIVE

@@ -2,9 +2,11 @@
 """Dialect v0 on a queue pair, as the initiator. Pure.
 
 Each segment has a descriptor of its own, in order: a device of before VIRTIO_F_VERSION_1 looks at
-how a request is cut. Every writable one is written in full.
+how a request is cut. Every writable one is written in full. No more commands are under way than a
+control queue has receives for.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 from vof.errors import CommandError, InvalidArgument, RemoteProtocolError
@@ -22,6 +24,11 @@ class V0KeyedInitiator(V0Commands, KeyedInitiator):
 
     oftype = v0.OFTYPE_KEYED
     joins = False
+
+    def __init__(self, size: int, control: bool) -> None:
+        super().__init__(size, control)
+        self._asked = 0
+        self._later: deque[bytes] = deque()
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -59,7 +66,11 @@ class V0KeyedInitiator(V0Commands, KeyedInitiator):
             slot, (address, length, key) = self._lend(body)
             self._lent[command_id] = Lent(slot, NOTHING)
             command += DESC.pack(address, length, 0, 0, key)
-        self._posts.append(command)
+        if self._asked < v5.CONTROL_QUEUE_SIZE:
+            self._asked += 1
+            self._posts.append(command)
+        else:  # one command of the common vocabulary may be several here
+            self._later.append(command)
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -87,4 +98,8 @@ class V0KeyedInitiator(V0Commands, KeyedInitiator):
     def _completed(self, command_id: int, status: int, value: int) -> None:
         if command_id in self._lent:
             self._take_back(command_id)
+        if self._later:
+            self._posts.append(self._later.popleft())
+        else:
+            self._asked -= 1
         super()._completed(command_id, status, value)
