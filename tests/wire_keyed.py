@@ -34,6 +34,8 @@ class Raw:
     def unsent(self) -> bool:
         return bool(self.waiting)
 
+    expects = False
+
     def posts(self, room):
         posts, self.waiting = self.waiting[:room], self.waiting[room:]
         return posts

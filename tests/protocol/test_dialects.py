@@ -48,6 +48,7 @@ def test_a_first_message_shows_the_dialect():
     alone = Alone(opening)
     assert (opening.receives, opening.unsent, alone.posts()) == ((1, 64), False, [])
     opening.completed(0)
+    assert not opening.expects
     opening.received(V0_RDMA + DESC.pack(1, 1024, 0, 0, 7))
     assert opening.dialect is DIALECTS["v0"]
     assert opening.receives == (0, 64)

@@ -277,6 +277,7 @@ def test_receives_and_room():
     alone = queue(size=3, eager=BUFFER)
     assert alone.stream.receives == (3 + EXTRA, 16)
     assert not alone.stream.unsent
+    assert not alone.stream.expects
     for _ in range(2):
         alone.stream.add([b"q"], 1, 1, None)
     assert alone.stream.unsent

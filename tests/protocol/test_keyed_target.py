@@ -123,6 +123,30 @@ def test_no_more_reads_than_agreed_and_nothing_waits_behind_them():
     assert len(queue.stream.chains) == 2
 
 
+def test_which_posts_are_waited_for():
+    queue = live(queue_bytes=3000)
+    assert not queue.stream.expects
+    queue.stream.received(vq(1, [5], [5]))
+    queue.posts()
+    assert queue.stream.expects  # a read
+    queue.stream.completed(1)
+    assert not queue.stream.expects
+    queue.stream.push(taken(queue.stream)[0], 5)
+    queue.posts()
+    assert not queue.stream.expects  # an answer is nobody's but the initiator's
+    queue.stream.received(vq(2, (), [3000]))
+    assert queue.stream.paused
+    assert queue.stream.expects  # but for the memory that it still holds
+    queue.stream.completed(2)
+    queue.stream.advance()
+    assert not queue.stream.expects
+    other = live(pool=Region(1 << 20))
+    other.stream.received(vq(1, (), [5]))
+    other.stream.push(taken(other.stream)[0], 5)
+    other.posts()
+    assert other.stream.expects  # other queues may want that memory
+
+
 def test_no_more_posts_than_there_is_room_for():
     queue = live()
     queue.stream.received(vq(1, (), [1, 1, 1]))

@@ -2,6 +2,7 @@
 """The edge of a queue pair, and the queue pairs of software that stand for an adapter."""
 
 import os
+import select
 
 import pytest
 import trio
@@ -34,6 +35,8 @@ class Carried:
     @property
     def unsent(self):
         return bool(self.waiting)
+
+    expects = False
 
     def posts(self, room):
         posts, self.waiting = self.waiting[:room], self.waiting[room:]
@@ -409,6 +412,37 @@ async def test_waiting_for_a_message(make, nursery):
             ends.send(b"hello")
     assert ends.streams[1].got == [b"hello"]
     assert ends.far.heard > before
+
+
+def readable(pair):
+    return bool(select.select([pair.fd], [], [], 0)[0])
+
+
+async def test_posts_that_complete_wake_nobody_who_does_not_wait_for_them(make):
+    ends = make()
+    ends.ready()
+    ends.near.receive()
+    ends.send(b"one")
+    assert not readable(ends.pairs[0])
+    assert readable(ends.pairs[1])
+    ends.streams[1].waiting.append(b"answer")
+    ends.far.flush()
+    assert readable(ends.pairs[0])
+    assert ends.near.receive()
+    assert ends.streams[0].done == 1
+    ends.send(b"two")
+    ends.streams[0].expects = True
+    assert not ends.near.receive()
+    assert ends.streams[0].done == 2
+    ends.send(b"three")
+    assert readable(ends.pairs[0])
+    ends.streams[0].expects = False
+    ends.near.receive()
+    ends.send(b"four")
+    assert not readable(ends.pairs[0])
+    with trio.fail_after(LIMIT):
+        await ends.near.drained()  # what completed before counts
+    assert ends.streams[0].done == 4
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fence", "close"])

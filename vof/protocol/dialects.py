@@ -157,6 +157,11 @@ class KeyedOpening(Opening, KeyedStream):
         """Whether something is to be posted: never."""
         return False
 
+    @property
+    def expects(self) -> bool:
+        """Whether it waits for posts: never."""
+        return False
+
     def posts(self, room: int) -> list[Post]:
         """Return nothing."""
         return []

@@ -62,6 +62,11 @@ class KeyedStream(ABC):
     def unsent(self) -> bool:
         """Whether there is something that was not posted."""
 
+    @property
+    @abstractmethod
+    def expects(self) -> bool:
+        """Whether it goes on when posts complete. Else they may be told when a message comes."""
+
     @abstractmethod
     def posts(self, room: int) -> list[Post]:
         """Return what is to be posted next, in order, at most ``room`` posts.

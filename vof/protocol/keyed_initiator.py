@@ -106,6 +106,11 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
         """Whether something was added and not posted."""
         return bool(self._posts)
 
+    @property
+    def expects(self) -> bool:
+        """Never: an answer says more."""
+        return False
+
     def posts(self, room: int) -> list[Post]:
         """Return what is to be posted. See ``KeyedStream``."""
         posts = self._posts

@@ -132,6 +132,12 @@ class KeyedTarget(TargetStream, KeyedStream):
         return bool(self._sends or self._reads)
 
     @property
+    def expects(self) -> bool:
+        """Whether a read is waited for, or memory that others may want."""
+        held = self.paused or self._grant > FREE or not self._pool.heap
+        return bool(self._under_way) and (self._reading > 0 or held)
+
+    @property
     def transferring(self) -> bool:
         """Whether something was posted, or will be, that did not complete."""
         return bool(self._under_way) or self.unsent

@@ -116,6 +116,7 @@ class LoopbackPair(QueuePair):
         self._messages: list[bytes] = []
         self._error: VofError | None = None
         self._awake = False
+        self._attends = True
 
     def receives(self, count: int, size: int) -> None:
         """Post receives. See ``QueuePair``."""
@@ -146,7 +147,8 @@ class LoopbackPair(QueuePair):
                 self._fail(f"the queue pair is in error: {fault}", fault.told)
                 return
             self._done += 1
-            self._wake()
+            if self._attends:
+                self._wake()
 
     def _transfer(self, post: Transfer) -> None:
         kind, address, length, local, there, remote = post
@@ -189,6 +191,12 @@ class LoopbackPair(QueuePair):
         if self._error is not None:
             raise self._error
         return 0, messages
+
+    def attend(self, posts: bool) -> None:
+        """Be readable for posts too, or not. See ``QueuePair``."""
+        self._attends = posts
+        if posts and self._done:
+            self._wake()
 
     def _wake(self) -> None:
         if not self._awake and self.fd >= 0:

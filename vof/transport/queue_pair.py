@@ -30,7 +30,7 @@ class QueuePair(ABC):
         memory: what it may touch, and where buffers should live. At an initiator it is registered
             for the peer to read and to write, at a target for this side alone.
         fd: readable when something completed since ``poll`` said that there is nothing, until
-            ``poll`` is called again. It may be readable for nothing.
+            ``poll`` is called again; see ``attend``. It may be readable for nothing.
         depth: posts that may be under way at a time, reads among them; at least 2.
         reads: reads that may be under way at a time: what both sides agreed on; at least 1.
     """
@@ -74,6 +74,13 @@ class QueuePair(ABC):
                 ConnectionLost says that the peer ended it, or which of its rules was broken.
         """
 
+    def attend(self, posts: bool) -> None:  # noqa: B027 - who is woken too often loses time only
+        """Say whether ``fd`` must become readable for posts too that complete: so it begins.
+
+        Else for messages and errors alone; ``poll`` takes all there is anyway. What completed and
+        was not polled counts when it is said that they must.
+        """
+
     @abstractmethod
     def kill(self) -> None:
         """Bring it to the error state. Idempotent; the peer notices.
@@ -104,6 +111,8 @@ class KeyedConnection(Connection):
         self._came: deque[bytes] = deque()
         self._blocked: trio.Event | None = None
         self._waiter: trio.Event | None = None
+        self._drains = 0
+        self._attends = True
         self._closed = False
         pair.receives(1, FIRST_BYTES)
 
@@ -123,6 +132,14 @@ class KeyedConnection(Connection):
                 self._blocked = trio.Event()
                 self.stuck = monotonic()
                 self._nursery.start_soon(self._post_rest, self._blocked)
+            self._attend()
+
+    def _attend(self) -> None:
+        """Be woken by posts that complete as long as somebody waits for them, and no longer."""
+        posts = self._blocked is not None or self._drains > 0 or self._stream.expects
+        if posts != self._attends:
+            self._attends = posts
+            self._pair.attend(posts)
 
     def _is_full(self) -> bool:
         """Whether something waits for room."""
@@ -173,15 +190,19 @@ class KeyedConnection(Connection):
 
     async def drained(self) -> None:
         """Wait until everything is at the peer, or the connection is over; nobody reads then."""
-        while self.error is None:
-            self.flush()
-            if self._blocked is not None:
-                await self._blocked.wait()
-            elif self._under_way:
-                await self._readable()
-                self._reap()
-            else:
-                return
+        self._drains += 1
+        try:
+            while self.error is None:
+                self.flush()
+                if self._blocked is not None:
+                    await self._blocked.wait()
+                elif self._under_way:
+                    await self._readable()
+                    self._reap()
+                else:
+                    break
+        finally:
+            self._drains -= 1
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -217,6 +238,8 @@ class KeyedConnection(Connection):
                 stream.received(message)
         if stream.unsent:
             self.flush()  # reads: a request that is not here yet is nobody's to flush
+        elif self.error is None:
+            self._attend()
         return some
 
     async def sleep(self) -> None:
