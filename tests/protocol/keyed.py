@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from tests.protocol.pipe import MIB
 from vof.memory import HEAP
+from vof.protocol import v5
 from vof.protocol.keyed import READ
 from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Memory
 from vof.protocol.v0_keyed_target import V0KeyedTarget
+from vof.protocol.v5_keyed import DESC, HEADER
 from vof.protocol.v5_keyed_target import V5KeyedTarget
 from vof.transport.loopback_pairs import LoopbackDomain, join
 
@@ -117,3 +119,22 @@ def live(kind=V5KeyedTarget, queue_size=4, request_bytes=MIB, queue_bytes=8 * MI
 def live_v0(**options):
     """Return the same of dialect v0."""
     return live(V0KeyedTarget, **options)
+
+
+# -- messages of dialect v5 -----------------------------------------------------------------------
+
+KEY = 77
+
+
+def vq(ident, out=(), into=(), lengths=None):
+    """Return a VQ command with descriptors of these lengths."""
+    totals = lengths or (sum(out), sum(into))
+    message, address = HEADER.pack(v5.VQ, ident, *totals), 0x1000
+    for length in (*out, *into):
+        message += DESC.pack(address, length, KEY)
+        address += 0x10000
+    return message
+
+
+def done(ident, used, written=None, status=0):
+    return HEADER.pack(status, ident, used, used if written is None else written)

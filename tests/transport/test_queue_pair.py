@@ -1,119 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The edge of a queue pair, and the queue pairs of software that stand for an adapter."""
 
-import os
 import select
 
 import pytest
 import trio
 import trio.testing
 
-from vof.errors import ConnectionLost, RemoteProtocolError
-from vof.memory import Region
+from tests.transport.pairs import LIMIT, making
+from vof.errors import RemoteProtocolError
 from vof.protocol.keyed import FIRST_BYTES, READ, WRITE
-from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE, Keys, Memory
-from vof.transport.loopback_pairs import Fault, LoopbackDomain, faults, join
-from vof.transport.queue_pair import KeyedConnection
-
-LIMIT = 10
-BOTH = REMOTE_READ | REMOTE_WRITE
-
-
-class Carried:
-    """A keyed stream that sends what a test says, and keeps what comes."""
-
-    def __init__(self, receives=(8, 64)):
-        self.receives = receives
-        self.waiting = []
-        self.got = []
-        self.done = 0
-        self.begun = None
-
-    def carry(self, memory, reads):
-        self.begun = memory, reads
-
-    @property
-    def unsent(self):
-        return bool(self.waiting)
-
-    expects = False
-
-    def posts(self, room):
-        posts, self.waiting = self.waiting[:room], self.waiting[room:]
-        return posts
-
-    def completed(self, count):
-        self.done += count
-
-    def received(self, message):
-        if message == b"bad":
-            raise RemoteProtocolError("it is bad")
-        self.got.append(message)
-
-
-class Ends:
-    """Two connections, each with a stream."""
-
-    def __init__(self, nursery, **limits):
-        near = Memory(LoopbackDomain(), BOTH)
-        self.pairs = join(near, **limits)
-        self.connections = [KeyedConnection(pair, "peer") for pair in self.pairs]
-        self.streams = [Carried(), Carried()]
-        for connection, stream in zip(self.connections, self.streams, strict=True):
-            connection.attach(stream, nursery)
-        self.near, self.far = self.connections
-
-    def ready(self):
-        """Let both have their receives."""
-        self.near.flush()
-        self.far.flush()
-
-    def send(self, *posts):
-        self.streams[0].waiting += posts
-        self.near.flush()
-
-    def transfer(self, kind, length=5, right=None, at=0):
-        """Return a post, the memory on this side, and that on the other."""
-        here = self.pairs[0].memory.alloc(length)
-        region = Region(4096)
-        keys = self.pairs[1].memory.domain.register(
-            region, right or (REMOTE_READ, REMOTE_WRITE)[kind]
-        )
-        address, known = self.pairs[0].memory.find(here)
-        post = (kind, address, length, known.local, region.address + at, keys.remote)
-        return post, here, region.view[at : at + length]
-
-
-def eventfds():
-    """Return how many eventfds are open."""
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            count += "eventfd" in os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # of the listing itself
-            pass
-    return count
+from vof.transport.loopback_pairs import faults
 
 
 @pytest.fixture
 async def make():
-    faults.clear()
-    made = []
-    before = eventfds()
-    async with trio.open_nursery() as nursery:
-
-        def make(**limits):
-            made.append(Ends(nursery, **limits))
-            return made[-1]
-
+    async with making() as make:
         yield make
-        for ends in made:
-            for connection in ends.connections:
-                connection.close()
-                connection.close()
-        nursery.cancel_scope.cancel()
-    assert eventfds() == before
-    faults.clear()
 
 
 # -- both ways ------------------------------------------------------------------------------------
@@ -193,106 +96,6 @@ async def test_a_bad_message_is_told(make):
         ends.far.receive()
     assert ends.streams[1].got == [b"good"]
     assert ends.far.error is None  # whoever called decides
-
-
-# -- memory ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "right", "at", "why"),
-    [
-        (READ, REMOTE_WRITE, 0, "gives rights 2, not 1"),
-        (WRITE, REMOTE_READ, 0, "gives rights 1, not 2"),
-        (READ, REMOTE_READ, 4092, "not within key"),
-        (WRITE, REMOTE_WRITE, -1, "not within key"),
-    ],
-)
-async def test_memory_that_is_not_open(make, kind, right, at, why):
-    ends = make()
-    ends.ready()
-    post, here, _ = ends.transfer(kind, 5, right, at)
-    ends.send(post, b"later")
-    assert not ends.near.receive()
-    assert not ends.far.receive()
-    assert why in str(ends.near.error)
-    assert "went for memory" in str(ends.far.error)
-    assert not ends.streams[1].got
-    assert bytes(here) == bytes(5)
-    assert [why in fault for fault in faults] == [True]
-
-
-async def test_a_key_that_was_taken_back(make):
-    ends = make()
-    post, _, _ = ends.transfer(READ)
-    ends.pairs[1].memory.domain.deregister(Keys(post[3], post[5]))
-    ends.send(post)
-    ends.near.receive()
-    assert "is dead" in str(ends.near.error)
-
-
-async def test_a_wrong_local_key_is_ones_own_fault(make):
-    ends = make()
-    post, _, _ = ends.transfer(READ)
-    ends.send((*post[:3], post[3] ^ 1, *post[4:]))
-    ends.near.receive()
-    ends.far.receive()
-    assert "is dead" in str(ends.near.error)
-    assert "the peer ended the connection" in str(ends.far.error)
-
-
-async def test_keys_die_with_the_last_queue_pair():
-    memory = Memory(LoopbackDomain(), BOTH)
-    one, other = join(memory)
-    second = join(memory)
-    _, at = memory.find(memory.alloc(8))
-    one.close()
-    memory.domain.reach(at.start, 8, at.read, REMOTE_READ)
-    second[0].close()
-    with pytest.raises(Fault, match="is dead"):
-        memory.domain.reach(at.start, 8, at.read, REMOTE_READ)
-    memory.domain.deregister(at.keys[0])
-    other.close()
-    second[1].close()
-
-
-# -- fencing --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["fence", "fail", "close"])
-async def test_nothing_lands_after_the_end(make, how):
-    ends = make()
-    post, here, there = ends.transfer(WRITE)
-    here[:] = b"late!"
-    ends.pairs[0].held = True
-    ends.send(post, b"m")
-    {"fence": ends.far.fence, "close": ends.far.close, "fail": lambda: ends.far.fail(None)}[how]()
-    ends.pairs[0].carry_out()
-    assert bytes(there) == bytes(5)
-    assert isinstance(ends.far.error, ConnectionLost)
-    assert not ends.near.receive()
-    assert "the peer ended the connection" in str(ends.near.error)
-    assert not faults
-
-
-async def test_nothing_of_ours_lands_after_our_end(make):
-    ends = make()
-    post, here, there = ends.transfer(WRITE)
-    here[:] = b"late!"
-    ends.pairs[0].held = True
-    ends.send(post)
-    ends.near.fail(None)
-    ends.pairs[0].carry_out()
-    assert bytes(there) == bytes(5)
-
-
-async def test_the_reason_of_the_end_is_the_first(make):
-    ends = make()
-    ends.near.fail(RemoteProtocolError("first"))
-    ends.near.fence()
-    ends.near.close()
-    assert str(ends.near.error) == "first"
-    assert not ends.near.receive()
-    ends.send(b"nothing happens")
 
 
 # -- room -----------------------------------------------------------------------------------------

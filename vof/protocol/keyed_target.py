@@ -14,7 +14,6 @@ messages: they stay in receives that are not posted again.
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from typing import Literal
 
 from vof.errors import LocalProtocolError, RemoteProtocolError
 from vof.memory import Pool, Region
@@ -22,6 +21,7 @@ from vof.protocol import v5
 from vof.protocol.budget import FREE, UNLIMITED, Budget
 from vof.protocol.keyed import FIRST_BYTES, READ, WRITE, KeyedStream, Post
 from vof.protocol.keyed_initiator import EXTRA
+from vof.protocol.keyed_request import Mark, Request
 from vof.protocol.registered import Desc, Memory, Slot, Slots
 from vof.protocol.stream import Program
 from vof.protocol.target_stream import Message, TargetStream, check_used
@@ -29,48 +29,6 @@ from vof.virtio.model import Chain
 
 HEADER_BYTES = 16
 NO_BYTES = memoryview(b"")
-
-
-class Request:
-    """One request, or anything else that has a place; the token of its chain.
-
-    Attributes:
-        command_id: to be echoed.
-        capacity: bytes of the writable part.
-        size: bytes that it is counted with.
-        slot: its place, or None: it has no bytes.
-        start: address of the writable part.
-        descs: where the initiator has it.
-        note: what its completion must know of how it came; the dialect's.
-        here: the readable part was read.
-    """
-
-    __slots__ = (
-        "capacity",
-        "command_id",
-        "descs",
-        "here",
-        "note",
-        "size",
-        "slot",
-        "start",
-    )
-
-    def __init__(
-        self, command_id: int, capacity: int, size: int, slot: Slot | None, descs: Sequence[Desc]
-    ) -> None:
-        self.command_id = command_id
-        self.capacity = capacity
-        self.size = size
-        self.slot = slot
-        self.start = slot.address if slot else 0
-        self.descs = descs
-        self.note = 0
-        self.here = True
-
-
-Mark = Request | Literal[True] | None
-"""What the completion of a post means: a request goes on; True: one more read may be posted."""
 
 
 class KeyedTarget(TargetStream, KeyedStream):

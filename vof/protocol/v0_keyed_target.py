@@ -7,7 +7,8 @@ gets the device's own word for failure, written to its last bytes, and one too m
 
 from vof.errors import RemoteProtocolError
 from vof.protocol import v0, v5
-from vof.protocol.keyed_target import HEADER_BYTES, KeyedTarget, Request
+from vof.protocol.keyed_request import Request
+from vof.protocol.keyed_target import HEADER_BYTES, KeyedTarget
 from vof.protocol.registered import Desc
 from vof.protocol.stream import Program
 from vof.protocol.v0_answers import COMPLETION, V0Answers

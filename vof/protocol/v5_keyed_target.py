@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from vof.errors import RemoteProtocolError
 from vof.memory import Region, address_of
 from vof.protocol import v5
-from vof.protocol.keyed_target import KeyedTarget, Request
+from vof.protocol.keyed_request import Request
+from vof.protocol.keyed_target import KeyedTarget
 from vof.protocol.registered import REMOTE_WRITE, Desc, Keys
 from vof.protocol.stream import Program
 from vof.protocol.target_stream import Message
