@@ -12,6 +12,7 @@ from vof.bridge import Bridge
 from vof.initiator.drivers import Blk
 from vof.protocol.dialects import DIALECTS
 from vof.protocol.keyed import READ
+from vof.target.devices import BlkModel, MemoryBacking
 from vof.transport.loopback_pairs import LoopbackPair, faults
 
 URL = "vof+loopback+keyed://bridge"
@@ -20,12 +21,12 @@ KIB = 1024
 
 @pytest.fixture
 def moved(monkeypatch):
-    """Transfers of this process: which way, and where they were on the side that asked for them."""
+    """Transfers of this process: which way, address of who asked for it, size, other address."""
     seen = []
     transfer = LoopbackPair._transfer
 
     def spy(self, post):
-        seen.append(post[:3])
+        seen.append((*post[:3], post[4]))
         transfer(self, post)
 
     monkeypatch.setattr(LoopbackPair, "_transfer", spy)
@@ -46,9 +47,31 @@ async def test_payload_lands_where_the_device_reads_it(require, tmp_path, dialec
     region = device.pool
     within = range(region.address, region.address + region.size)
     for kind in (READ, READ + 1):
-        large = [where for way, where, size in moved if way == kind and size >= 16 * KIB]
+        large = [where for way, where, size, _ in moved if way == kind and size >= 16 * KIB]
         assert large
         assert all(where in within for where in large)
+
+
+@pytest.mark.parametrize("outer", ["vof+loopback+keyed://outer", "vof+loopback://outer"])
+async def test_a_remote_disk_that_is_passed_on(outer, moved):
+    """Payload lies in memory of the inner connection, wherever it comes from."""
+    data = random.Random(1).randbytes(300 * KIB)
+    model = BlkModel(MemoryBacking(MIB))
+    async with trio.open_nursery() as nursery:
+        async with fabric(URL)(model) as inner:
+            bridge = await Bridge.open(inner, nursery)
+            async with fabric(outer)(bridge) as remote, Blk(remote) as disk:
+                await disk.write(0, data)
+                assert await disk.read(0, len(data)) == data
+                known = inner.pool._known
+                within = [range(at.start, at.stop) for at in known]
+        nursery.cancel_scope.cancel()
+    ways = {
+        kind
+        for kind, _, size, there in moved
+        if size >= 16 * KIB and any(there in region for region in within)
+    }
+    assert ways == {READ, READ + 1}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
