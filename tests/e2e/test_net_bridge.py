@@ -2,7 +2,9 @@
 """Frames through a real switch of DPDK, by a packed ring, behind a real target over TCP."""
 
 import json
+import os
 import re
+import select
 import subprocess
 import sys
 from collections import deque
@@ -39,11 +41,24 @@ class Switch:
 
     def __init__(self, program, path):
         port = f"net_vhost0,iface={path},queues=1"
-        # It never sleeps: what runs beside it comes first.
-        words = ["nice", "-n", "19", program, *EAL, "--vdev", port, "--", *FORWARD]
+        words = [program, *EAL, "--vdev", port, "--", *FORWARD]
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
         )
+        self.said = b""
+
+    def ready(self):
+        """Wait until it listens. It never sleeps: from now on, what runs beside it comes first."""
+        while b"binding succeeded" not in self.said:
+            assert select.select([self.process.stdout], [], [], LONGEST_S)[0], self.said
+            more = os.read(self.process.stdout.fileno(), 4096)
+            assert more, self.said
+            self.said += more
+        os.setpriority(os.PRIO_PGRP, self.process.pid, 19)
 
     def end(self):
         """End it the way a person does, and return what it said."""
@@ -56,6 +71,7 @@ class Switch:
 def switch(require, path):
     one = Switch(require("dpdk-testpmd", "dpdk-dev"), path)
     try:
+        one.ready()
         yield one
     finally:
         one.process.kill()
