@@ -156,6 +156,7 @@ class Link:
 
     def close(self) -> None:
         """Destroy the id. Called once."""
+        self._lost = None
         self._watch.destroy(self.identity)
 
 
@@ -172,9 +173,17 @@ class Pair(Endpoint):
         self._link = link
 
     def bring_up(self) -> None:
-        """Make it ready to send and to receive. The id has what is needed. Raises VofError."""
-        for state in (QPS_INIT, QPS_RTR, QPS_RTS):
-            self.prepare(*self._link.identity.attributes(state))
+        """Make it ready to send and to receive. The id has what is needed.
+
+        Raises:
+            OSError: the peer is gone.
+            VofError: that is not possible.
+        """
+        try:
+            for state in (QPS_INIT, QPS_RTR, QPS_RTS):
+                self.prepare(*self._link.identity.attributes(state))
+        except OSError:
+            raise OSError(errno.ECONNABORTED, WHY[rdmacm.DISCONNECTED]) from None
 
     def kill(self) -> None:
         """End it for both sides. See ``QueuePair``."""

@@ -312,3 +312,4 @@ class Endpoint(QueuePair):
         self._places.close()
         for request in self._receives.values():
             request.close()
+        self._receives.clear()
