@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from vof.protocol import v5
+from vof.target.access import THIS_MACHINE
 from vof.target.limits import Limits
 from vof.target.server import Export, Server
 from vof.transport import listen, parse_url
@@ -132,11 +133,13 @@ class Target:
 
 
 @asynccontextmanager
-async def serving(make, limits: Limits | None = None, url: str = "vof+tcp://127.0.0.1:0"):
+async def serving(
+    make, limits: Limits | None = None, url: str = "vof+tcp://127.0.0.1:0", allow=THIS_MACHINE
+):
     """Serve one model, ``make()``, as "it"."""
     async with trio.open_nursery() as nursery:
         listeners = await listen(parse_url(url))
-        server = Server({"it": Export("it", make)}, limits)
+        server = Server({"it": Export("it", make, allow)}, limits)
         await nursery.start(server.serve, listeners)
         target = Target(server, listeners[0].url.with_tvqn("it"), nursery)
         try:

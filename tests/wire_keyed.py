@@ -10,6 +10,7 @@ from tests import wire
 from tests.wire import READY, command, names
 from vof.protocol import v5
 from vof.protocol.registered import LOCAL, Keys
+from vof.target.access import ANY, Allow
 from vof.target.limits import Limits
 from vof.transport import connect
 from vof.transport.loopback_pairs import faults
@@ -135,10 +136,10 @@ class Target(wire.Target):
 
 
 @asynccontextmanager
-async def serving(make, limits: Limits | None = None):
+async def serving(make, limits: Limits | None = None, url: str = URL):
     """Serve one model, ``make()``, as "it"."""
     faults.clear()
-    async with wire.serving(make, limits, URL) as plain:
+    async with wire.serving(make, limits, url, (Allow("*", ANY),)) as plain:
         target = Target(plain.server, plain.url, plain.nursery)
         try:
             yield target
