@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.brief import brief
 from tests.conformance.fabric import Make, fabric
 from vof.conformance import CHECKS, DEVICE_CHECKS
 from vof.protocol.dialects import DIALECTS
@@ -18,13 +19,18 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["loopback", "keyed", "unix", "tcp"])
-def make(request: pytest.FixtureRequest, tmp_path: Path, dialect: str) -> Make:
+def carrier(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(carrier: str, tmp_path: Path, dialect: str) -> Make:
     url = {
         "loopback": "vof+loopback://conformance",
         "keyed": "vof+loopback+keyed://conformance",
         "unix": f"vof+unix://{tmp_path}/s",
         "tcp": "vof+tcp://127.0.0.1:0",
-    }[request.param]
+    }[carrier]
     return fabric(url, dialect)
 
 
@@ -37,8 +43,9 @@ def no_fault() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_virtqueue(make: Make, check: Callable) -> None:
-    await check(make)
+async def test_virtqueue(make: Make, carrier: str, check: Callable) -> None:
+    # Sockets carry the same bytes as loopback: what counts requests counts the same.
+    await (brief(check) if carrier in {"unix", "tcp"} else check)(make)
 
 
 @pytest.mark.parametrize("check", DEVICE_CHECKS, ids=lambda check: check.__name__)

@@ -88,11 +88,12 @@ class Packed:
 
 
 class VringDevice(MemoryDevice):
-    """Options: ``kind`` of ring, ``indirect``, ``event_idx``."""
+    """Options: ``kind`` of ring, ``indirect``, ``event_idx``, ``base``: where rings begin."""
 
     end = VringEnd
     kind = Split
     indirect = event_idx = False
+    base = 0
 
     def __init__(self, model, nursery):
         super().__init__(model, nursery)
@@ -104,6 +105,7 @@ class VringDevice(MemoryDevice):
 
         async def restart(num):
             await self.stop(index)
+            vq.base = 0
             nursery.start_soon(self.begin, index)
             return self.region.alloc(vq.bytes_of(num))
 
@@ -118,9 +120,10 @@ class VringDevice(MemoryDevice):
             info.callback,
             indirect=self.indirect,
             event_idx=self.event_idx,
+            base=self.base,
             restart=restart,
         )
-        vq.device, vq.far = self, far
+        vq.device, vq.far, vq.base = self, far, self.base
         vq.die = lambda: vq.stop(QueueBroken("the queue is gone"))
         return vq
 
@@ -129,7 +132,10 @@ class VringDevice(MemoryDevice):
 
     def vringh(self, vq):
         return self.kind.device(
-            self.kind.layout(vq.get_vring_size(), vq.memory), self.translate, self.event_idx
+            self.kind.layout(vq.get_vring_size(), vq.memory),
+            self.translate,
+            self.event_idx,
+            vq.base,
         )
 
     def translate(self, address, length):
