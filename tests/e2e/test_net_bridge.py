@@ -18,7 +18,7 @@ from tests.daemon import ANY, ROOT, Daemon
 from vof.initiator.drivers import Net
 from vof.virtio.constants import VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED
 
-MANY = 20_000
+MANY = 100_000
 OUT = 64
 """Frames on their way. A switch drops what it has no buffer for: as many again must be there."""
 LONGEST_S = 60
