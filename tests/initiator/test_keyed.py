@@ -107,6 +107,23 @@ async def test_queues_of_one_device_know_the_same_memory(make):
             assert await exchange(vq, [buffer, answer], 1) == 9000
 
 
+@pytest.mark.parametrize("count", [129, 256])
+async def test_more_at_once_than_there_is_room_to_post(make, count):
+    """A request is two posts at most, of which a queue pair takes 256."""
+    async with started(make, Echo((256,)), 256) as (_, vq):
+        for number in range(count):
+            vq.add_sgs([b"%08d" % number, bytearray(8)], 1, 1, number)
+        vq.kick()
+        used = []
+        with trio.fail_after(LIMIT):
+            while len(used) < count:
+                if (found := vq.get_buf()) is None:
+                    await vq.wait_used()
+                else:
+                    used.append(found)
+        assert sorted(used) == [(number, 8) for number in range(count)]
+
+
 async def test_a_target_learns_nothing_that_is_of_use_on_another_device():
     async with fabric(URL)(Echo()) as one:
         async with fabric(URL + "2")(Echo()) as other:

@@ -145,6 +145,22 @@ async def test_who_reads_and_who_waits_for_room_wait_together(make, nursery):
     assert len(ends.streams[1].got) == 4
 
 
+async def test_who_reads_makes_room(make):
+    """Whoever sees that posts completed posts the rest, and nobody waits for it any longer."""
+    ends = make(depth=2)
+    ends.ready()
+    ends.pairs[0].held = True
+    ends.send(*[b"m"] * 3)
+    await trio.testing.wait_all_tasks_blocked()
+    ends.pairs[0].held = False
+    ends.pairs[0].carry_out()
+    assert not ends.near.receive()
+    ends.far.receive()
+    assert len(ends.streams[1].got) == 3
+    await trio.testing.wait_all_tasks_blocked()
+    assert not ends.near.blocked
+
+
 async def test_a_message_that_comes_while_one_waits_for_room_is_not_lost(make):
     ends = make(depth=2)
     ends.ready()

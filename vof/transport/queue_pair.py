@@ -126,13 +126,17 @@ class KeyedConnection(Connection):
 
     def flush(self) -> None:
         """Post what the stream has. Never suspends, never raises: see ``error``."""
-        if self._blocked is None and self.error is None:
-            self._post()
-            if self._is_full():
-                self._blocked = trio.Event()
-                self.stuck = monotonic()
-                self._nursery.start_soon(self._post_rest, self._blocked)
-            self._attend()
+        if self.error is not None:
+            return
+        self._post()
+        full = self._is_full()
+        if full and self._blocked is None:
+            self._blocked = trio.Event()
+            self.stuck = monotonic()
+            self._nursery.start_soon(self._post_rest, self._blocked)
+        elif self._blocked is not None and not full:
+            self.interrupt()  # who waits for room waits for nothing any more
+        self._attend()
 
     def _attend(self) -> None:
         """Be woken by posts that complete as long as somebody waits for them, and no longer."""
