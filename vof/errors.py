@@ -60,6 +60,10 @@ class ConnectionLost(VofError):
     """The connection ended, or a control command got no answer in time."""
 
 
+class OutOfMemory(VofError):
+    """This machine gives no more memory, or lets no more of it be locked for an RDMA device."""
+
+
 class QueueFull(VofError):
     """No free descriptor or command id (Linux: -ENOSPC). Take used buffers, then add again."""
 

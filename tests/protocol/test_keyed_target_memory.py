@@ -5,6 +5,7 @@ import gc
 
 from tests.protocol.keyed import Moved, done, live, vq
 from tests.protocol.pipe import MIB, taken
+from vof.errors import OutOfMemory
 from vof.memory import HEAP, Region
 from vof.protocol import v5
 from vof.protocol.budget import FREE, Budget
@@ -191,6 +192,17 @@ def test_an_eager_buffer_is_bounded_and_is_counted():
     one.stream.release()
     assert budget.used == 0
     assert other.stream.eager_buffer(1)["descs"] == 1
+
+
+def test_where_no_memory_may_be_registered_there_is_no_eager_buffer(monkeypatch):
+    def refuse(region, rights):
+        raise OutOfMemory("no more")
+
+    budget, queue = Budget(EAGER_BYTES), live()
+    queue.stream.bind(5, HEAP, budget=budget)
+    monkeypatch.setattr(queue.memory.domain, "register", refuse)
+    assert queue.stream.eager_buffer(1) == {"descs": 0}
+    assert budget.used == 0
 
 
 def test_payload_lies_in_the_region_of_the_model():

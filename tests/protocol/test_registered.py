@@ -5,6 +5,7 @@ import gc
 
 import pytest
 
+from vof.errors import OutOfMemory
 from vof.memory import Region, address_of, whole
 from vof.protocol.registered import (
     LEAST,
@@ -18,6 +19,7 @@ from vof.protocol.registered import (
     Keys,
     Memory,
     Slots,
+    own_region,
 )
 
 
@@ -218,6 +220,33 @@ def test_places_come_from_another_pool(book):
     slot = Slots(memory, region).take(4096)
     assert slot.at is at
     assert region.offset_of(slot.view) is not None
+
+
+def test_a_system_that_has_no_memory():
+    with pytest.raises(OutOfMemory, match="bytes of memory cannot be had"):
+        own_region(1 << 62)
+
+
+def test_a_system_that_locks_no_more_memory(book):
+    """What is free goes first; what is in use stays."""
+    memory = Memory(book)
+    slots = Slots(memory)
+    kept, spare = slots.take(100), slots.take(600_000)
+    slots.give(spare)
+    del spare
+    register, book.register = book.register, refuse
+    large = slots.take(700_000)
+    assert len(book.live) == 1
+    for _ in range(2):
+        with pytest.raises(OutOfMemory, match="no more"):
+            slots.take(REGION_BYTES + 1)
+    book.register = register
+    assert len(slots.take(REGION_BYTES + 1).view) > REGION_BYTES
+    assert large.address != kept.address
+
+
+def refuse(region, rights):
+    raise OutOfMemory("no more")
 
 
 def test_trimmed_places_go(book):

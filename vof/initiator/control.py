@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from vof.errors import CommandError, ConnectionLost, VofError
+from vof.errors import CommandError, ConnectionLost, OutOfMemory, VofError
 from vof.protocol import v5
 from vof.protocol.initiator_stream import Answer, InitiatorStream
 from vof.transport.base import Connection
@@ -95,6 +95,7 @@ class ControlQueue:
         Raises:
             CommandError: the target refused one.
             ConnectionLost: the connection ended, or no answer came in time, which ends it.
+            OutOfMemory: there is none to ask; that ends the connection, too.
         """
         connection, pending = self._connection, []
         for opcode, fields in requests:
@@ -106,7 +107,11 @@ class ControlQueue:
                 self._room.release()
                 raise connection.error.as_in_flight()
             pending.append(_Pending(opcode))
-            self._stream.command(opcode, fields, b"", pending[-1])
+            try:
+                self._stream.command(opcode, fields, b"", pending[-1])
+            except OutOfMemory as error:
+                connection.fail(error)
+                raise
             connection.flush()
         self._hand_out()
         results = []

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from typing import NamedTuple, TypeAlias
 
+from vof.errors import OutOfMemory
 from vof.memory import Buffer, Pool, Region, address_of, whole
 
 LOCAL, REMOTE_READ, REMOTE_WRITE = 0, 1, 2
@@ -60,7 +61,8 @@ class Domain(ABC):
             rights: LOCAL, REMOTE_READ or REMOTE_WRITE: what the peer may do by the remote key.
 
         Raises:
-            VofError: the system refuses; says what is missing and what to do.
+            OutOfMemory: the system refuses; says what is missing and what to do.
+            VofError: the last queue pair of the domain is closed.
         """
 
     @abstractmethod
@@ -94,6 +96,16 @@ class Registration(NamedTuple):
     region: Region
 
 
+def own_region(size: int) -> Region:
+    """Return a region that nobody maps but us. Raises OutOfMemory."""
+    try:
+        region = Region(size)
+    except OSError as error:
+        raise OutOfMemory(f"{size} bytes of memory cannot be had: {error.strerror}") from None
+    region.close()
+    return region
+
+
 class Memory(Pool):
     """Registered regions; a pool that grows.
 
@@ -119,7 +131,7 @@ class Memory(Pool):
         """Return ``size`` zeroed bytes. See ``Pool``.
 
         Raises:
-            VofError: more would have to be registered, which the system refuses.
+            VofError: more would have to be registered; see ``Domain.register``.
         """
         room = whole(size)
         for region in reversed(self._own):
@@ -129,8 +141,7 @@ class Memory(Pool):
                 except MemoryError:
                     pass  # in no one piece
         more = min(sum(region.size for region in self._own), MOST_MORE)
-        region = Region(max(REGION_BYTES, room, more))
-        region.close()  # nobody maps it but us
+        region = own_region(max(REGION_BYTES, room, more))
         self.add(region)
         self._own.append(region)
         return region.alloc(size)
@@ -139,7 +150,7 @@ class Memory(Pool):
         """Register a region that somebody else made, such as that of a local device. Idempotent.
 
         Raises:
-            VofError: the system refuses.
+            VofError: see ``Domain.register``.
         """
         found = self._at(region.address)
         if found is None:
@@ -253,7 +264,11 @@ class Slots:
 
     def _cut(self, kind: int, size: int) -> Slot:
         """Make new places of a kind, from a piece of so many bytes."""
-        view = self._pool.claim(size)
+        try:
+            view = self._pool.claim(size)
+        except OutOfMemory:
+            self.trim()
+            view = self._pool.claim(size)
         found = self._memory.find(view)
         if found is None:
             found = address_of(view), self._memory.add(home(self._pool, view))

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import ClassVar, NamedTuple, TypeVar
 
-from vof.errors import LocalProtocolError
+from vof.errors import LocalProtocolError, OutOfMemory, RemoteProtocolError
 from vof.memory import HEAP, Pool
 from vof.protocol.budget import CHUNK, FREE, UNLIMITED, Budget
 from vof.protocol.stream import Program
@@ -44,6 +44,10 @@ class Message(NamedTuple):
     fields: dict[str, int]
     body: bytes
     queues: str
+
+
+ENDS = RemoteProtocolError, OutOfMemory
+"""What a stream raises when its connection cannot go on; all others can."""
 
 
 class TargetStream(ABC):

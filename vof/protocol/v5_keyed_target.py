@@ -3,12 +3,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from vof.errors import RemoteProtocolError
-from vof.memory import Region, address_of
+from vof.errors import OutOfMemory, RemoteProtocolError
+from vof.memory import address_of
 from vof.protocol import v5
 from vof.protocol.keyed_request import Request
 from vof.protocol.keyed_target import KeyedTarget
-from vof.protocol.registered import REMOTE_WRITE, Desc, Keys
+from vof.protocol.registered import REMOTE_WRITE, Desc, Keys, own_region
 from vof.protocol.stream import Program
 from vof.protocol.target_stream import Message
 from vof.protocol.v5_keyed import (
@@ -181,9 +181,12 @@ class V5KeyedTarget(KeyedTarget):
             size = min(self._queue_size * EAGER_PIECE, EAGER_BYTES)
             if not most or not self._budget.take(size):
                 return to_fields([])
-            region = Region(size)
-            region.close()
-            self._keys = self._memory.domain.register(region, REMOTE_WRITE)
+            try:
+                region = own_region(size)
+                self._keys = self._memory.domain.register(region, REMOTE_WRITE)
+            except OutOfMemory:
+                self._budget.give(size)
+                return to_fields([])
             self._eager = region.view[:size]
         return to_fields([(address_of(self._eager), len(self._eager), self._keys.remote)][:most])
 

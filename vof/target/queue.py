@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import trio
 
-from vof.errors import ConnectionLost, RemoteProtocolError
+from vof.errors import ConnectionLost
 from vof.protocol import v5
 from vof.protocol.session import Event, Session
-from vof.protocol.target_stream import Message, TargetStream
+from vof.protocol.target_stream import ENDS, Message, TargetStream
 from vof.transport.base import Connection
 from vof.virtio.model import Chain
 
@@ -117,7 +117,7 @@ class FabricDeviceQueue:
                 if not self._spin():
                     await connection.sleep()
                 connection.receive()
-        except RemoteProtocolError as error:
+        except ENDS as error:
             connection.fail(error)
             await self._end()
         chains = stream.chains
@@ -212,7 +212,7 @@ class FabricDeviceQueue:
         try:
             while True:
                 await self._exception()
-        except RemoteProtocolError as error:
+        except ENDS as error:
             self._connection.fail(error)
             await self._end()
 
@@ -289,7 +289,7 @@ class FabricDeviceQueue:
                 await connection.wait()
             if connection.error is None:
                 self._session.received(Event.COMMAND)
-        except RemoteProtocolError as error:
+        except ENDS as error:
             connection.fail(error)
         self.flush()  # wakes idle()
 

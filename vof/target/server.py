@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import trio
 
-from vof.errors import RemoteProtocolError, VofError
+from vof.errors import OutOfMemory, VofError
 from vof.memory import HEAP
 from vof.protocol import v5
 from vof.protocol.budget import Budget
 from vof.protocol.dialects import OPENINGS, Dialect, Opening
 from vof.protocol.session import Event, Session
-from vof.protocol.target_stream import Message, TargetStream
+from vof.protocol.target_stream import ENDS, Message, TargetStream
 from vof.target.access import THIS_MACHINE, Allow, decide
 from vof.target.association import Association
 from vof.target.instance import Refused
@@ -261,14 +261,15 @@ class Server:
                 log.info("%s: no CONNECT in time", connection.peer)
             elif bound is not None:
                 await bound()
-        except RemoteProtocolError as error:
+        except ENDS as error:
             connection.fail(error)
         except Exception as error:
             what = "%s: internal error; its connection ends"
             seldom.error(type(error), what, connection.peer, trace=error)
         finally:
-            if isinstance(connection.error, RemoteProtocolError):
-                self.refusals["protocol"] += 1
+            if isinstance(connection.error, ENDS):
+                memory = isinstance(connection.error, OutOfMemory)
+                self.refusals["memory" if memory else "protocol"] += 1
                 log.warning("%s: %s", connection.peer, connection.error)
             session.received(Event.LOST)
             connection.close()

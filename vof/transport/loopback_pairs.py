@@ -58,10 +58,13 @@ class LoopbackDomain(Domain):
 
     def __init__(self) -> None:
         self.pairs = 0
+        self._over = False
         self._grants: dict[int, _Grant] = {}
 
     def register(self, region: Region, rights: int) -> Keys:
         """Give a region a new key, which is hard to guess."""
+        if self._over:
+            raise ConnectionLost("nothing is connected any more")
         key = secrets.randbits(32)
         while key in self._grants:
             key = secrets.randbits(32)
@@ -88,6 +91,7 @@ class LoopbackDomain(Domain):
         """A pair was closed."""
         self.pairs -= 1
         if not self.pairs:
+            self._over = True
             self._grants.clear()
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from vof.errors import VofError
+from vof.errors import ConnectionLost, OutOfMemory, VofError
 from vof.memory import Region
-from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys
+from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys, own_region
 from vof.transport.rdmacm import TRANSPORT_IWARP, NoRdma
 
 Verbs: TypeAlias = Any
@@ -165,14 +165,24 @@ class VerbsDomain(Domain):
     """
 
     def __init__(self, device: Device) -> None:
-        """Make one for a first queue pair; one use of the device is given away."""
+        """Make one for a first queue pair; one use of the device is given away.
+
+        Raises:
+            VofError: the device has no more of them.
+        """
         self.device = device
-        self.pd: Verbs = pyverbs("pd").PD(device.context)
+        try:
+            self.pd: Verbs = pyverbs("pd").PD(device.context)
+        except pyverbs("pyverbs_error").PyverbsError as error:
+            device.close()
+            raise VofError(f"{device.name} gives no protection domain: {error}") from None
         self._registered: dict[Keys, tuple[Verbs, Region]] = {}
         self._users = 1
 
     def register(self, region: Region, rights: int) -> Keys:
         """Register a region. See ``Domain``."""
+        if not self._users:
+            raise ConnectionLost(f"nothing is connected by {self.device.name} any more")
         access = ACCESS_LOCAL_WRITE
         if rights & REMOTE_WRITE or (self.device.iwarp and not rights):
             access |= ACCESS_REMOTE_WRITE  # iWARP answers a read by a write
@@ -182,7 +192,7 @@ class VerbsDomain(Domain):
             made = pyverbs("mr").MR(self.pd, region.size, access, address=region.address)
         except pyverbs("pyverbs_error").PyverbsError as error:
             limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-            raise VofError(
+            raise OutOfMemory(
                 f"{region.size} bytes cannot be registered for RDMA: {error}; "
                 f"{limit} bytes may be locked in memory (ulimit -l, or LimitMEMLOCK= of a service)"
             ) from None
@@ -243,7 +253,7 @@ class Places:
             wanted: how many of them will be taken, this one included.
 
         Raises:
-            VofError: memory cannot be registered.
+            VofError: see ``Domain.register``.
         """
         order = max(LEAST_ORDER, (size - 1).bit_length())
         free = self._free.get(order)
@@ -253,8 +263,7 @@ class Places:
 
     def _cut(self, order: int, wanted: int) -> list[Place]:
         size = 1 << order
-        region = Region(wanted * size)
-        region.close()  # nobody maps it but us
+        region = own_region(wanted * size)
         keys = self._domain.register(region, LOCAL)
         self._keys.append(keys)
         return [
