@@ -171,8 +171,8 @@ def run(row: Row, image: Path, rounds: int, seconds: float) -> Result:
 # -- what is printed ------------------------------------------------------------------------------
 
 
-def machine(image: Path) -> dict[str, object]:
-    """Return what the figures depend on."""
+def machine(image: Path, peer: str = "") -> dict[str, object]:
+    """Return what the figures depend on; ``peer`` says what vof is put beside, if not ``PEERS``."""
 
     def first(*command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0]
@@ -191,7 +191,7 @@ def machine(image: Path) -> dict[str, object]:
         "cpus": cpus,
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "peer": ", ".join(first(name, "--version") for name in PEERS) + f" aio={aio()}",
+        "peer": peer or ", ".join(first(name, "--version") for name in PEERS) + f" aio={aio()}",
         "file_system": first("stat", "--file-system", "--format=%T", str(image)),
         "load": os.getloadavg()[0],
         "placement": f"left to the scheduler, CPUs {cpus}; 'on one CPU': both on CPU {cpus[0]}",

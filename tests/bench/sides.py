@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 VOF = Path(sys.executable).with_name("vof")
-START_S = 10.0
+START_S = 60.0
+"""For a server to start or to end: on a machine that is emulated, and busy, that takes long."""
 ADDRESS = "127.0.0.1"
 SYS_IO_URING_SETUP = 425
 IO_URING_PARAMS = 120
@@ -60,6 +62,11 @@ class Figure(NamedTuple):
     cpu_us: float
     p50_us: float
     p99_us: float
+
+    @property
+    def turn_us(self) -> float:
+        """From one request to the next; at depth 1, all that one costs."""
+        return 1e6 / self.requests
 
 
 class Server(NamedTuple):
@@ -110,10 +117,21 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
+@contextmanager
+def announced(command: list[str], image: Path, count: int = 1) -> Iterator[list[Server]]:
+    """Run a server that prints its URLs, so many; yields it once for each."""
+    log = image.with_suffix(".log")
+    with running(command, log) as process:
+        urls = [line.split()[0] for line in islice(process.stdout, count)]
+        if len(urls) < count:
+            raise SystemExit(f"{' '.join(command)} does not start\n{log.read_text()}")
+        yield [Server(process.pid, url) for url in urls]
+
+
 def output(command: list[str], seconds: float) -> str:
     """Return what a load prints; it must end ``START_S`` after its time, without an error."""
     run = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds + 3 * START_S, check=False
+        command, capture_output=True, text=True, timeout=seconds + START_S, check=False
     )
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}: exit {run.returncode}\n{run.stdout}{run.stderr}")
@@ -258,16 +276,9 @@ class Vof:
     @contextmanager
     def target(image: Path, load: Load, *device: str) -> Iterator[Server]:
         """Run a target of one device."""
-        log = image.with_suffix(".log")
-        command = [str(VOF), "target", "--listen", f"vof+tcp://{ADDRESS}:0", "--admin", "none"]
-        with running(placed([*command, *device], load.pinned), log) as process:
-            for line in process.stdout:
-                url = next((word for word in line.split() if word.startswith("vof+tcp://")), None)
-                if url:
-                    break
-            else:
-                raise SystemExit(f"vof target does not start\n{log.read_text()}")
-            yield Server(process.pid, url)
+        command = ["target", "--listen", f"vof+tcp://{ADDRESS}:0", "--admin", "none", *device]
+        with announced(placed([str(VOF), *command], load.pinned), image) as [server]:
+            yield server
 
     def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
         """Load a server; the figure has the load's own processor time."""

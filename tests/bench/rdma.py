@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Print what vof does over RDMA beside what it does over TCP, and beside what bare verbs do.
+
+One ``vof target`` serves a disk in memory by both; ``vof bench`` loads it as a process of its own.
+Rows, rounds and ratios are those of ``tests/bench/compare``.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from tests.bench.compare import (
+    BANDWIDTH,
+    KIB,
+    LINE,
+    RATE,
+    SCHEMA,
+    Row,
+    Unit,
+    as_json,
+    line,
+    machine,
+    run,
+)
+from tests.bench.sides import VOF, Figure, Load, Server, Vof, announced, output, vof_figure
+
+DISK = "32M"
+TURN = Unit("turn_us", 1, "{:,.0f} µs", less_is_better=True)
+
+
+class Standing(Vof):
+    """A transport of the one target, which runs as long as the comparison."""
+
+    server: Server
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @contextmanager
+    def serve(self, image: Path, load: Load) -> Iterator[Server]:
+        """Name the server for the time of a block."""
+        yield self.server
+
+
+class Floor(Standing):
+    """Bare verbs. See ``floor.py``."""
+
+    @property
+    def words(self) -> list[str]:
+        """How a command begins."""
+        return [sys.executable, "-m", "tests.bench.floor"]
+
+    def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
+        """Take turns with a server."""
+        command = [*self.words, "load", server.url, self.name, str(seconds)]
+        return vof_figure(output(command, seconds))
+
+
+RDMA, TCP, BUSY, EVENTS = Standing("vof+rdma"), Standing("vof+tcp"), Floor("busy"), Floor("events")
+ONE = Load("randread", 4 * KIB, 1)
+LARGE = Load("read", 128 * KIB, 8)
+Against = partial(Row, mine=RDMA, peer=TCP)
+ROWS = (
+    Against("tcp1", "4 KiB random read, depth 1, against TCP", RATE, ONE, 0.0, 1.0),
+    Against("busy", "the same, against verbs that poll", TURN, ONE, 2.0, 2.0, peer=BUSY),
+    Against("events", "the same, against verbs that sleep", TURN, ONE, 2.0, 2.0, peer=EVENTS),
+    Against(
+        "tcp32",
+        "4 KiB random read, depth 32, against TCP",
+        RATE,
+        ONE._replace(depth=32),
+        1.0,
+        1.0,
+    ),
+    Against("read", "128 KiB sequential read, depth 8, against TCP", BANDWIDTH, LARGE, 0.0, 1.0),
+    Against(
+        "write",
+        "128 KiB sequential write, depth 8, against TCP",
+        BANDWIDTH,
+        LARGE._replace(mix="write"),
+        0.0,
+        1.0,
+    ),
+)
+
+
+@contextmanager
+def servers(address: str, folder: Path) -> Iterator[None]:
+    """Run all servers for the time of a block."""
+    command = [str(VOF), "target", "--admin", "none", "--allow", "*@any"]
+    command += [f"--listen={side.name}://{address}:0" for side in (RDMA, TCP)]
+    command += ["--mem", f"{DISK},tvqn=disk"]
+    with ExitStack() as stack:
+        found = stack.enter_context(announced(command, folder / "target", 2))
+        for side in (RDMA, TCP):
+            [side.server] = [server for server in found if server.url.startswith(side.name)]
+        for side in (BUSY, EVENTS):
+            command = [*side.words, "serve", address, side.name]
+            [side.server] = stack.enter_context(announced(command, folder / side.name))
+        yield
+
+
+def head(facts: dict[str, object], rounds: int, seconds: float) -> str:
+    """Return what stands above the table."""
+    return (
+        f"{facts['cpu']}, {len(facts['cpus'])} CPUs, Linux {facts['kernel']}, "
+        f"load {facts['load']:.2f}; Python {facts['python']}; VOF_POLL_US {facts['vof_poll_us']}\n"
+        f"{facts['peer']}; a disk of {DISK} in memory; placement {facts['placement']}\n"
+        f"{rounds} rounds of {seconds:g} s a side, alternating; medians; "
+        "beside each figure the CPU time per request of both processes\n"
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="tests/bench/rdma", description=__doc__)
+    names = [row.name for row in ROWS]
+    parser.add_argument("--rounds", type=int, default=3, help="of each row; default 3")
+    parser.add_argument("--seconds", type=float, default=2.0, help="a side in a round; default 2")
+    parser.add_argument("--only", action="append", choices=names, help="this row; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options = parser.parse_args()
+    options.only = options.only or names
+    return options
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments()
+    address = os.environ["VOF_RDMA_ADDRESSES"].split()[0]
+    say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
+    with tempfile.TemporaryDirectory(prefix="vof-rdma-") as name:
+        image = Path(name, "none")
+        image.touch()
+        facts = machine(image, f"RDMA and TCP at {address}")
+        say(head(facts, options.rounds, options.seconds))
+        headers = "row", "vof+rdma", "CPU", "peer", "CPU", "ratio", "(min-max)", "floor", "aim"
+        say(LINE.format(*headers, "meets", "what"))
+        results = []
+        with servers(address, Path(name)):
+            for row in ROWS:
+                if row.name in options.only:
+                    results.append(run(row, image, options.rounds, options.seconds))
+                    say(line(results[-1]))
+    if options.json:
+        document = {
+            "schema": SCHEMA,
+            "command": "rdma",
+            "machine": facts,
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+            "rows": [as_json(result) for result in results],
+        }
+        json.dump(document, sys.stdout, indent=2)
+        print()
+
+
+if __name__ == "__main__":
+    main()
