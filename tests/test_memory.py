@@ -347,3 +347,33 @@ def test_a_library_with_a_fence():
     fence = memory.find_fence(source)
     assert fence is None or fence() is None
     memory.fence()
+
+
+# -- memory of a user --------------------------------------------------------------------------
+
+
+def test_where_the_carrier_copies_nothing_registering_costs_nothing():
+    buffer = bytearray(b"hello")
+    with HEAP.register(buffer) as region:
+        assert (region.size, region.address) == (5, memory.address_of(memoryview(buffer)))
+        region.view[0:1] = b"j"
+        with pytest.raises(BufferError):
+            buffer.clear()
+    region.release()
+    assert buffer == b"jello"
+    buffer.clear()
+
+
+def test_a_buffer_of_numbers_is_bytes():
+    numbers = memoryview(bytearray(24)).cast("d")
+    with HEAP.register(numbers) as region:
+        region.view[:8] = b"\0\0\0\0\0\0\xf0?"
+    assert list(numbers) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "buffer", [b"read-only", bytearray(), memoryview(bytearray(9))[::2], "text", None]
+)
+def test_what_cannot_be_registered(buffer):
+    with pytest.raises(InvalidArgument, match="no buffer to register"):
+        HEAP.register(buffer)

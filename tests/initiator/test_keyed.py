@@ -97,6 +97,52 @@ async def test_what_lies_elsewhere_is_copied(make):
         assert answer == b"0123456789" * 2000
 
 
+async def test_what_a_user_registered_is_moved_without_a_copy(make, posted):
+    async with started(make, Echo()) as (device, vq):
+        question, answer = bytearray(b"0123456789" * 2000), bytearray(20_000)
+        with device.pool.register(question, writable=False) as here:
+            with device.pool.register(answer, readable=False) as there:
+                del posted[:]
+                assert await exchange(vq, [here.view, there.view], 1) == 20_000
+                assert {post[4] for post in transfers(posted)} == {here.address, there.address}
+            assert answer == question
+            assert await exchange(vq, [here.view, bytearray(20_000)], 1) == 20_000
+        answer.clear()
+        question.clear()
+
+
+@pytest.mark.parametrize("size", [100, 20_000])
+async def test_what_a_registered_buffer_is_not_open_for_is_copied(make, posted, size):
+    async with started(make, Echo()) as (device, vq):
+        buffers = bytearray(size), bytearray(size)
+        buffers[0][:] = b"q" * size
+        with device.pool.register(buffers[0], readable=False) as here:
+            with device.pool.register(buffers[1], writable=False) as there:
+                del posted[:]
+                assert await exchange(vq, [here.view, there.view], 1) == size
+                assert not {p[4] for p in transfers(posted)} & {here.address, there.address}
+        assert buffers[1] == buffers[0]
+
+
+async def test_a_registered_buffer_is_the_users_again_whatever_is_under_way(make):
+    """Its key is dead: a target that goes on with it ends the queue."""
+    model = Late()
+    async with started(make, model) as (device, vq):
+        buffer = bytearray(64)
+        region = device.pool.register(buffer)
+        vq.add_inbuf([region.view], "token")
+        vq.kick()
+        await model.holds(1)
+        region.release()
+        model.answer()
+        with trio.fail_after(LIMIT):
+            await vq.wait_used()
+        assert vq.is_broken
+        assert buffer == bytes(64)
+    assert len(faults) == 1
+    faults.clear()
+
+
 async def test_queues_of_one_device_know_the_same_memory(make):
     async with make(Echo()) as device:
         await device.initialize(0)

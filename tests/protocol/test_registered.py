@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from vof.errors import OutOfMemory
+from vof.errors import InvalidArgument, OutOfMemory
 from vof.memory import Region, address_of, whole
 from vof.protocol.registered import (
     LEAST,
@@ -125,6 +125,56 @@ def test_a_region_of_somebody_else_is_registered_once(book):
     memory.trim()
     assert len(book.live) == 1  # it is not ours
     assert memory.find(view) is not None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "registered"),
+    [
+        ({}, [REMOTE_READ, REMOTE_WRITE]),
+        ({"writable": False}, [REMOTE_READ]),
+        ({"readable": False}, [REMOTE_WRITE]),
+        ({"readable": False, "writable": False}, [LOCAL]),
+    ],
+)
+def test_memory_of_a_user_has_the_rights_that_it_is_given(book, allowed, registered):
+    memory, buffer = Memory(book, REMOTE_READ | REMOTE_WRITE), bytearray(100)
+    region = memory.register(buffer, **allowed)
+    assert rights(book) == registered
+    address, at = memory.find(region.view[30:])
+    assert address == region.address + 30
+    assert (at.read >= 0, at.write >= 0) == tuple(r in registered for r in (1, 2))
+    region.release()
+    assert not book.live
+    assert memory.find(memoryview(buffer)) is None
+    buffer.clear()  # nobody holds it
+
+
+def test_memory_of_a_user_is_registered_once(book):
+    memory, buffer = Memory(book, REMOTE_READ | REMOTE_WRITE), memoryview(bytearray(100))
+    with memory.register(buffer[20:40]):
+        for start, stop in ((0, 100), (0, 21), (39, 50), (25, 30)):
+            with pytest.raises(InvalidArgument, match="registered already"):
+                memory.register(buffer[start:stop])
+        with memory.register(buffer[40:50]), memory.register(buffer[:20]):
+            assert len(memory._known) == 3
+    with pytest.raises(InvalidArgument, match="registered already"):
+        memory.register(memory.alloc(10))
+
+
+def test_memory_of_a_user_that_the_system_refuses(book):
+    memory, buffer = Memory(book, REMOTE_READ | REMOTE_WRITE), bytearray(100)
+    register = book.register
+
+    def once(region, rights):
+        book.register = refuse
+        return register(region, rights)
+
+    book.register = once
+    with pytest.raises(OutOfMemory):
+        memory.register(buffer)
+    assert not book.live
+    assert not memory._known
+    buffer.clear()
 
 
 def test_regions_that_hold_nothing_go(book):

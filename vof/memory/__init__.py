@@ -16,7 +16,7 @@ from vof.memory.ordering import (
     ordering,
     publish,
 )
-from vof.memory.pool import HEAP, Buffer, HeapPool, Pool, address_of
+from vof.memory.pool import HEAP, Buffer, HeapPool, Pool, UserRegion, address_of
 from vof.memory.region import PAGE, RESERVE, SCRATCHES, Region, whole
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "HeapPool",
     "Pool",
     "Region",
+    "UserRegion",
     "address_of",
     "fence",
     "find_fence",

@@ -4,7 +4,10 @@
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from vof.errors import InvalidArgument
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Contiguous bytes. A writable buffer of a request must not be ``bytes``."""
@@ -13,6 +16,57 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 def address_of(buffer: memoryview) -> int:
     """Return where in this process a buffer is. It must be writable and not empty."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+class UserRegion:
+    """Memory of the caller's own that a device may use where it is. See ``Pool.register``.
+
+    A context manager, which releases it.
+
+    Attributes:
+        view: all of it, format ``B``: requests have slices of it.
+        address: of the first byte, in this process.
+        size: bytes.
+    """
+
+    def __init__(self, buffer: Any, release: "Callable[[UserRegion], None] | None" = None) -> None:
+        """Hold a buffer.
+
+        Args:
+            buffer: see ``Pool.register``.
+            release: called once, when it is released.
+
+        Raises:
+            InvalidArgument: it is read-only, empty, or not contiguous bytes.
+        """
+        try:
+            self.view = memoryview(buffer).cast("B")
+            self.address = address_of(self.view)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgument(f"no buffer to register: {error}") from None
+        self.size = len(self.view)
+        self._release = release
+
+    def release(self) -> None:
+        """Take it back: no peer touches it from here on. Idempotent; never suspends.
+
+        A request that has a part of it and is not done may end its queue.
+        """
+        release, self._release = self._release, None
+        if release is not None:
+            release(self)
+        self.view.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
 
 
 class Pool(ABC):
@@ -35,6 +89,26 @@ class Pool(ABC):
 
         The memory goes back to the pool when the last view of it is gone.
         """
+
+    def register(self, buffer: Any, *, readable: bool = True, writable: bool = True) -> UserRegion:
+        """Let the device use memory of the caller's own where it is, as it does that of the pool.
+
+        For memory that is there anyway, such as an array or a mapped file, and serves many
+        requests: what is not registered is copied where the carrier needs it. Where it does not,
+        this costs nothing.
+
+        Args:
+            buffer: writable contiguous bytes that have the buffer interface. It stays the caller's,
+                who may not let go of it before the region is released: a bytearray or a mapped file
+                refuses to be resized or closed until then.
+            readable: the device may read it.
+            writable: the device may write it. What it may not do is done by a copy.
+
+        Raises:
+            InvalidArgument: it is read-only, empty, not contiguous, or registered already.
+            VofError: the system refuses: see ``OutOfMemory``; or the device is not connected.
+        """
+        return UserRegion(buffer)
 
     def claim(self, size: int) -> memoryview:
         """Do as ``alloc``, for what a request carries: something is left for what else there is.

@@ -164,14 +164,14 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
             size = len(segment)
             if not size:
                 continue
-            found = find(segment)
-            if found is None:
-                copied.append((room, offset, segment))
-                address, key = room, -1
-                room += size
-            else:
+            key = -1
+            if found := find(segment):
                 address, at = found
                 key = at.write if writable else at.read
+            if key < 0:
+                copied.append((room, offset, segment))
+                address = room
+                room += size
             offset += size
             if descs and self.joins:
                 where, before, by = descs[-1]

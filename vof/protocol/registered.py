@@ -7,10 +7,10 @@ need, and places in them are kept for the next request.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from vof.errors import OutOfMemory
-from vof.memory import Buffer, Pool, Region, address_of, whole
+from vof.errors import InvalidArgument, OutOfMemory, VofError
+from vof.memory import Buffer, Pool, Region, UserRegion, address_of, whole
 
 LOCAL, REMOTE_READ, REMOTE_WRITE = 0, 1, 2
 """Rights that a key gives to the peer: none, to read, to write."""
@@ -51,7 +51,7 @@ class Domain(ABC):
     """
 
     @abstractmethod
-    def register(self, region: Region, rights: int) -> Keys:
+    def register(self, region: Region | UserRegion, rights: int) -> Keys:
         """Make a region usable; it may be registered several times, with different rights.
 
         The region stays in memory as long as the registration, whoever lets go of it.
@@ -93,7 +93,7 @@ class Registration(NamedTuple):
     local: int
     read: int
     write: int
-    region: Region
+    region: Region | UserRegion
 
 
 def own_region(size: int) -> Region:
@@ -152,29 +152,53 @@ class Memory(Pool):
         Raises:
             VofError: see ``Domain.register``.
         """
-        found = self._at(region.address)
-        if found is None:
-            found = self._register(region)
-            place = bisect_right(self._starts, found.start)
-            self._starts.insert(place, found.start)
-            self._known.insert(place, found)
-        return found
+        return self._at(region.address) or self._add(region, self._rights)
 
-    def _register(self, region: Region) -> Registration:
-        keys = [
-            self.domain.register(region, right)
-            for right in (REMOTE_READ, REMOTE_WRITE)
-            if right & self._rights
-        ] or [self.domain.register(region, LOCAL)]
-        return Registration(
+    def register(self, buffer: Any, *, readable: bool = True, writable: bool = True) -> UserRegion:
+        """Let memory of the caller's own be used where it is. See ``Pool``."""
+        region = UserRegion(buffer, self._forget)
+        rights = readable * REMOTE_READ | writable * REMOTE_WRITE
+        try:
+            place = bisect_right(self._starts, region.address + region.size - 1) - 1
+            if place >= 0 and self._known[place].stop > region.address:
+                raise InvalidArgument(f"of {region.size} bytes, some are registered already")
+            self._add(region, self._rights & rights)
+        except VofError:
+            region.view.release()
+            raise
+        return region
+
+    def _add(self, region: Region | UserRegion, rights: int) -> Registration:
+        """Register a region that is not known."""
+        keys: list[Keys] = []
+        try:
+            for right in (REMOTE_READ, REMOTE_WRITE) if rights else (LOCAL,):
+                if right & rights == right:
+                    keys += [self.domain.register(region, right)]
+        except VofError:
+            for each in keys:
+                self.domain.deregister(each)
+            raise
+        found = Registration(
             region.address,
             region.address + region.size,
             keys,
             keys[-1].local,
-            keys[0].remote if self._rights & REMOTE_READ else -1,
-            keys[-1].remote if self._rights & REMOTE_WRITE else -1,
+            keys[0].remote if rights & REMOTE_READ else -1,
+            keys[-1].remote if rights & REMOTE_WRITE else -1,
             region,
         )
+        place = bisect_right(self._starts, found.start)
+        self._starts.insert(place, found.start)
+        self._known.insert(place, found)
+        return found
+
+    def _forget(self, region: Region | UserRegion) -> None:
+        """Take the registration of a region back."""
+        place = self._starts.index(region.address)
+        del self._starts[place]
+        for keys in self._known.pop(place).keys:
+            self.domain.deregister(keys)
 
     def find(self, buffer: Buffer) -> tuple[int, Registration] | None:
         """Return where a buffer is, or None: it is not in registered memory.
@@ -198,10 +222,7 @@ class Memory(Pool):
         """Let go of regions of our own in which nothing is in use."""
         for region in [region for region in self._own if not region.used]:
             self._own.remove(region)
-            place = self._starts.index(region.address)
-            del self._starts[place]
-            for keys in self._known.pop(place).keys:
-                self.domain.deregister(keys)
+            self._forget(region)
 
 
 def home(pool: Pool, view: memoryview) -> Region:
@@ -211,7 +232,9 @@ def home(pool: Pool, view: memoryview) -> Region:
     assert isinstance(pool, Memory)
     found = pool.find(view)
     assert found is not None
-    return found[1].region
+    region = found[1].region
+    assert isinstance(region, Region)
+    return region
 
 
 class Slot(NamedTuple):

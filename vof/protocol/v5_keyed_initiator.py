@@ -90,7 +90,7 @@ class V5KeyedInitiator(KeyedInitiator):
         """Append what most requests are: one buffer to read, of few bytes, and one to write."""
         length, room = len(head), len(tail)
         into = NOTHING
-        if found := self._find(tail):
+        if (found := self._find(tail)) and found[1].write >= 0:
             address, at = found
         else:
             place = self._in.take(room)

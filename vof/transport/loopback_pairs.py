@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vof.errors import ConnectionLost, VofError
-from vof.memory import Region
+from vof.memory import Region, UserRegion
 from vof.protocol.keyed import READ, Post, Transfer
 from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys, Memory
 from vof.transport.queue_pair import QueuePair
@@ -45,7 +45,7 @@ class Fault(VofError):
 class _Grant(NamedTuple):
     """One registration."""
 
-    region: Region
+    region: Region | UserRegion
     rights: int
 
 
@@ -61,7 +61,7 @@ class LoopbackDomain(Domain):
         self._over = False
         self._grants: dict[int, _Grant] = {}
 
-    def register(self, region: Region, rights: int) -> Keys:
+    def register(self, region: Region | UserRegion, rights: int) -> Keys:
         """Give a region a new key, which is hard to guess."""
         if self._over:
             raise ConnectionLost("nothing is connected any more")

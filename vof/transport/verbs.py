@@ -8,6 +8,7 @@ Constants stand here by their names in the verbs interface, whose numbers do not
 renames its modules of them.
 """
 
+import errno
 import importlib
 import importlib.machinery
 import importlib.util
@@ -21,7 +22,7 @@ from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from vof.errors import ConnectionLost, OutOfMemory, VofError
-from vof.memory import Region
+from vof.memory import Region, UserRegion
 from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys, own_region
 from vof.transport.rdmacm import TRANSPORT_IWARP, NoRdma
 
@@ -176,10 +177,10 @@ class VerbsDomain(Domain):
         except pyverbs("pyverbs_error").PyverbsError as error:
             device.close()
             raise VofError(f"{device.name} gives no protection domain: {error}") from None
-        self._registered: dict[Keys, tuple[Verbs, Region]] = {}
+        self._registered: dict[Keys, tuple[Verbs, Region | UserRegion]] = {}
         self._users = 1
 
-    def register(self, region: Region, rights: int) -> Keys:
+    def register(self, region: Region | UserRegion, rights: int) -> Keys:
         """Register a region. See ``Domain``."""
         if not self._users:
             raise ConnectionLost(f"nothing is connected by {self.device.name} any more")
@@ -191,11 +192,13 @@ class VerbsDomain(Domain):
         try:
             made = pyverbs("mr").MR(self.pd, region.size, access, address=region.address)
         except pyverbs("pyverbs_error").PyverbsError as error:
+            what = f"{region.size} bytes cannot be registered for RDMA: {error}; "
+            if getattr(error, "error_code", 0) == errno.EFAULT:
+                what += "mapped files of tmpfs or hugetlbfs can, those of most others cannot"
+                raise VofError(what) from None
             limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-            raise OutOfMemory(
-                f"{region.size} bytes cannot be registered for RDMA: {error}; "
-                f"{limit} bytes may be locked in memory (ulimit -l, or LimitMEMLOCK= of a service)"
-            ) from None
+            what += f"{limit} bytes may be locked in memory (ulimit -l, or LimitMEMLOCK=)"
+            raise OutOfMemory(what) from None
         keys = Keys(made.lkey, made.rkey)
         self._registered[keys] = made, region
         return keys

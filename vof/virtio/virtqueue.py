@@ -74,6 +74,7 @@ class Virtqueue(ABC):
             QueueFull: no room now; nothing was added.
             QueueBroken: the queue is broken; nothing was added.
             InvalidArgument: no buffer at all, a count that does not fit, or no token.
+            OutOfMemory: what is to be copied finds no place; nothing was added.
         """
 
     @abstractmethod
