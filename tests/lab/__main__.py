@@ -15,7 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         "tests/lab/run",
         description="Run a command in a virtual machine that has soft-RoCE and this project.",
-        epilog="VOF_RDMA_ADDRESS is an address with RDMA there. Exit codes: the command's; "
+        epilog="VOF_RDMA_ADDRESSES are addresses with RDMA there. Exit codes: the command's; "
         f"{qemu.TIMED_OUT}: no time left; {FAILED}: the lab itself failed.",
     )
     default = qemu.Options()

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.lab.conftest import ADDRESSES
-from tests.transport.test_queue_pair import Carried
+from tests.transport.pairs import Carried
 from vof.errors import ConnectionLost
 from vof.memory import Region
 from vof.protocol.keyed import READ, WRITE
