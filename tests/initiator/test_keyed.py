@@ -2,6 +2,7 @@
 """A device on queue pairs: where buffers lie, what is agreed on, and when a buffer is safe."""
 
 from contextlib import asynccontextmanager
+from itertools import cycle
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ import trio.testing
 import vof
 from tests.conformance.fabric import fabric
 from tests.models import Echo, Hoard
-from vof.errors import CommandError, QueueBroken
+from vof.errors import CommandError, ConnectionLost, QueueBroken
 from vof.protocol import v5
 from vof.protocol.dialects import DIALECTS
 from vof.protocol.keyed import READ
@@ -246,6 +247,27 @@ async def test_a_target_that_refuses_what_it_offers(monkeypatch):
     assert caught.group_contains(CommandError, match="EFEATURE")
 
 
+@pytest.mark.parametrize(("near", "far", "size"), [(8, 100, 8), (100, 8, 8), (100, 100, 16)])
+async def test_a_queue_is_no_larger_than_its_carrier_has_receives_for(
+    make, monkeypatch, near, far, size
+):
+    largest = cycle((near, far))
+    init = LoopbackPair.__init__
+
+    def begin(self, *args, **limits):
+        self.largest = next(largest)
+        init(self, *args, **limits)
+
+    monkeypatch.setattr(LoopbackPair, "__init__", begin)
+    async with make(Echo(queue_sizes=(16, 16))) as device:
+        assert await device.get_vq_size(0) == size
+        await device.initialize(0)
+        (vq,) = await device.find_vqs([VirtqueueInfo("q")])
+        await device.ready()
+        assert vq.get_vring_size() == size
+        assert await exchange(vq, [b"question", bytearray(8)], 1) == 8
+
+
 # -- fencing --------------------------------------------------------------------------------------
 
 
@@ -282,7 +304,32 @@ async def resize(device, vq):
     assert taken == ["token"]
 
 
-@pytest.mark.parametrize("end", [break_and_detach, reset, delete, resize])
+async def close(device, vq):
+    await device.close()
+    assert vq.detach_unused_buf() == "token"
+
+
+async def lose(device, vq):
+    """The control queue ends: nobody can be asked for anything."""
+    device._connection._pair.peer.kill()
+    with trio.fail_after(LIMIT):
+        await vq.wait_used()
+    assert vq.detach_unused_buf() == "token"
+
+
+async def give_up(device, vq):
+    """The target does not answer a reset in time."""
+    device._control._timeout = 0.1
+    device._connection._pair.held = True
+    with pytest.raises(ConnectionLost, match="did not answer RESET_DEVICE"):
+        await device.reset()
+    await lose(device, vq)
+
+
+ENDS = [break_and_detach, reset, delete, resize, close, lose, give_up]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 async def test_what_was_on_its_way_does_not_land_in_a_buffer_that_went_back(make, end):
     model = Late()
     async with started(make, model) as (device, vq):

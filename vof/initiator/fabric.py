@@ -201,7 +201,8 @@ class FabricDevice(VirtioDevice):
     async def get_vq_size(self, index: int) -> int:
         """Return the largest size of a queue, 0 when there is none."""
         try:
-            return (await self._command(v5.GET_VQ_SIZE, vq_index=index))["size"]
+            size = (await self._command(v5.GET_VQ_SIZE, vq_index=index))["size"]
+            return min(size, self._connection.largest)
         except CommandError as error:
             if error.status != v5.EQUEUEQUOT:
                 raise
@@ -309,6 +310,7 @@ class FabricDevice(VirtioDevice):
         """The control queue ended, so the device instance did."""
         self.break_device(error)
         self._close_queues("the control queue ended")
+        self._connection.close()
 
     async def close(self) -> None:
         """Say goodbye where that is still possible, within a bound, and close everything."""

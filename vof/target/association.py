@@ -78,6 +78,7 @@ class Association:
             self._tell,
             lambda: self._stream.transport_features,
             self._eager_buffer,
+            connection.largest,
         )
 
     @property

@@ -69,6 +69,7 @@ class Instance:
         tell: Callable[[int], bool],
         offered: Callable[[], int],
         eager_buffer: Callable[[int, int], dict[str, int] | None],
+        largest: int,
     ) -> None:
         """Begin, reset.
 
@@ -82,6 +83,7 @@ class Instance:
             offered: returns the transport features of the control queue.
             eager_buffer: returns the answer to GET_KEYED_EAGER_BUF for the virtqueue of an index,
                 of so many pieces at most, or None: it is not connected.
+            largest: size of a queue that the carrier can have.
         """
         self.model = model
         self.status = 0
@@ -94,6 +96,7 @@ class Instance:
         self._tell = tell
         self._transport_offered = offered
         self._eager_buffer = eager_buffer
+        self._largest = largest
         self.transport_features = 0
         self._generation = 0
         self._config = model.config()
@@ -291,9 +294,10 @@ class Instance:
         """
         if index >= len(self.model.queue_sizes):
             raise Refused(v5.EQUEUEQUOT)
-        if wanted > self.model.queue_sizes[index]:
+        most = min(self.model.queue_sizes[index], self._largest)
+        if wanted > most:
             raise Refused(v5.EQSIZEQUOT)
-        return wanted or self._sizes.get(index, self.model.queue_sizes[index])
+        return wanted or self._sizes.get(index, most)
 
 
 Handler = Callable[[Instance, Mapping[str, int]], Awaitable[dict[str, int]]]

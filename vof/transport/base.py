@@ -16,6 +16,8 @@ from vof.transport.polling import Spin
 
 SAFE = "/:@,;=-._~"
 """What stands in a name or a path as it is."""
+LARGEST = 1 << 15
+"""The largest queue of virtio."""
 WITH_PORT = ("vof+tcp", "vof+rdma")
 """Schemes whose URLs have a port."""
 
@@ -76,6 +78,7 @@ class Connection(ABC):
 
     Attributes:
         mapping: how messages and payload travel: a key of ``dialects.MAPPINGS``.
+        largest: requests of the largest queue that it can carry.
         peer: who is at the other end: an address, "unix:UID", "loopback".
         pool: where buffers for this connection should live, so that they need not be copied.
         error: why the connection is over, or None.
@@ -90,6 +93,7 @@ class Connection(ABC):
     """
 
     mapping: ClassVar[str] = "stream"
+    largest = LARGEST
 
     def __init__(self, peer: str, fd: int) -> None:
         """Begin.

@@ -18,6 +18,7 @@ from vof.errors import ConnectionLost, VofError
 from vof.memory import Region, UserRegion
 from vof.protocol.keyed import READ, Post, Transfer
 from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys, Memory
+from vof.transport.base import LARGEST
 from vof.transport.queue_pair import QueuePair
 
 DEPTH = 256
@@ -102,6 +103,8 @@ class LoopbackPair(QueuePair):
         held: posts are not carried out by themselves, but by ``carry_out``.
         peer: the other end.
     """
+
+    largest = LARGEST
 
     def __init__(self, memory: Memory, depth: int = DEPTH, reads: int = READS) -> None:
         assert isinstance(memory.domain, LoopbackDomain)

@@ -31,12 +31,14 @@ class QueuePair(ABC):
             for the peer to read and to write, at a target for this side alone.
         fd: readable when something completed since ``poll`` said that there is nothing, until
             ``poll`` is called again; see ``attend``. It may be readable for nothing.
+        largest: requests of the largest queue that it has receives for.
         depth: posts that may be under way at a time, reads among them; at least 2.
         reads: reads that may be under way at a time: what both sides agreed on; at least 1.
     """
 
     memory: Memory
     fd: int
+    largest: int
     depth: int
     reads: int
 
@@ -103,6 +105,7 @@ class KeyedConnection(Connection):
         """Begin. The pair is ours; if it is the target's, the peer may send from here on."""
         super().__init__(peer, pair.fd)
         self.pool = pair.memory
+        self.largest = pair.largest
         self._pair = pair
         self._stream: KeyedStream
         self._nursery: trio.Nursery

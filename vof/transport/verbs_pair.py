@@ -21,6 +21,7 @@ from functools import cache
 
 from vof.errors import ConnectionLost, VofError
 from vof.protocol.keyed import READ, Post
+from vof.protocol.keyed_initiator import EXTRA
 from vof.protocol.registered import Memory
 from vof.transport.queue_pair import QueuePair
 from vof.transport.rdmacm import Attributes
@@ -55,7 +56,7 @@ ROUTE = ("sgid_index", "hop_limit", "flow_label", "traffic_class")
 """Attributes by their names, which rdmacm and pyverbs share."""
 
 SENDS = 256
-RECEIVES = 1024 + 8
+RECEIVES = 1024 + EXTRA
 MESSAGES = 16
 """Places for messages to send that are made at a time."""
 ALL = SENDS + RECEIVES
@@ -125,6 +126,7 @@ class Endpoint(QueuePair):
         device = domain.device
         self.depth = min(SENDS, device.requests)
         self._room = min(RECEIVES, device.requests)
+        self.largest = self._room - EXTRA
         limits = {"max_send_wr": self.depth, "max_recv_wr": self._room}
         try:
             self._channel, self.fd = completion_channel(device)
@@ -193,7 +195,7 @@ class Endpoint(QueuePair):
         if len(self._ready) + count > self._room:
             raise VofError(
                 f"{self.domain.device.name} has no room for a queue of {count}: "
-                f"at most {self._room - 8}"
+                f"at most {self.largest}"
             )
         known = self._receives
         for left in range(count, 0, -1):
