@@ -172,18 +172,22 @@ class Pair(Endpoint):
             raise
         self._link = link
 
-    def bring_up(self) -> None:
-        """Make it ready to send and to receive. The id has what is needed.
+    def bring_up(self, *states: int) -> None:
+        """Bring it to these states, in order. The id has what is needed.
 
         Raises:
             OSError: the peer is gone.
             VofError: that is not possible.
         """
         try:
-            for state in (QPS_INIT, QPS_RTR, QPS_RTS):
+            for state in states:
                 self.prepare(*self._link.identity.attributes(state))
         except OSError:
             raise OSError(errno.ECONNABORTED, WHY[rdmacm.DISCONNECTED]) from None
+
+    def agree(self, event: Event) -> None:
+        """Note how many reads the peer answers at a time, by its request or its response."""
+        self.reads = max(1, min(event.reads, self.domain.device.reads))
 
     def kill(self) -> None:
         """End it for both sides. See ``QueuePair``."""
@@ -230,10 +234,12 @@ async def _connect(address: bytes, beside: Connection | None) -> Connection:
             undo.pop_all()
             undo.callback(pair.close)
             device = domain.device
+            pair.bring_up(QPS_INIT)
             identity.connect(pair.number, device.answers, device.reads)
             event = await link.expect(rdmacm.CONNECT_RESPONSE, rdmacm.ESTABLISHED)
-            if event.kind == rdmacm.CONNECT_RESPONSE:
-                pair.bring_up()  # of iWARP, the connection did
+            pair.agree(event)
+            if event.kind == rdmacm.CONNECT_RESPONSE:  # iWARP did the rest itself
+                pair.bring_up(QPS_RTR, QPS_RTS)
                 identity.establish()
             link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
@@ -309,7 +315,10 @@ class RdmaListener(Listener):
             pair = Pair(link, domain, Memory(domain), ACCESS_REMOTE_WRITE)
             undo.pop_all()
             undo.callback(pair.close)
-            pair.bring_up()
+            pair.agree(event)
+            pair.bring_up(QPS_INIT)
+            if not domain.device.iwarp:
+                pair.bring_up(QPS_RTR, QPS_RTS)
             link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
             identity.accept(pair.number, min(event.answers, domain.device.answers), pair.reads)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from vof.errors import ConnectionLost, OutOfMemory, VofError
 from vof.memory import Region, UserRegion
-from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE, Domain, Keys, own_region
+from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE, Domain, Keys, own_region
 from vof.transport.rdmacm import TRANSPORT_IWARP, NoRdma
 
 Verbs: TypeAlias = Any
@@ -182,13 +182,17 @@ class VerbsDomain(Domain):
 
     def register(self, region: Region | UserRegion, rights: int) -> Keys:
         """Register a region. See ``Domain``."""
-        if not self._users:
-            raise ConnectionLost(f"nothing is connected by {self.device.name} any more")
         access = ACCESS_LOCAL_WRITE
         if rights & REMOTE_WRITE or (self.device.iwarp and not rights):
             access |= ACCESS_REMOTE_WRITE  # iWARP answers a read by a write
         if rights & REMOTE_READ:
             access |= ACCESS_REMOTE_READ
+        return self.enter(region, access)
+
+    def enter(self, region: Region | UserRegion, access: int) -> Keys:
+        """Register a region for some access, as verbs have it. Raises as ``register`` does."""
+        if not self._users:
+            raise ConnectionLost(f"nothing is connected by {self.device.name} any more")
         try:
             made = pyverbs("mr").MR(self.pd, region.size, access, address=region.address)
         except pyverbs("pyverbs_error").PyverbsError as error:
@@ -267,7 +271,7 @@ class Places:
     def _cut(self, order: int, wanted: int) -> list[Place]:
         size = 1 << order
         region = own_region(wanted * size)
-        keys = self._domain.register(region, LOCAL)
+        keys = self._domain.enter(region, ACCESS_LOCAL_WRITE)
         self._keys.append(keys)
         return [
             Place(region.view[at : at + size], region.address + at, keys.local, order)

@@ -31,13 +31,13 @@ WR_RDMA_WRITE, WR_SEND, WR_RDMA_READ = 0, 2, 4
 SEND_SIGNALED = 2
 QPT_RC = 2
 QPS_INIT, QPS_RTR, QPS_RTS, QPS_ERR = 1, 2, 3, 6
-QP_STATE, QP_AV, QP_MAX_QP_RD_ATOMIC = 1 << 0, 1 << 7, 1 << 13
+QP_STATE, QP_AV = 1 << 0, 1 << 7
 WC_WR_FLUSH_ERR = 5
 
 FAILURES = {
     1: "a message was longer than the receive for it",
     4: "a transfer left the memory that it was for",
-    5: "it is in the error state",
+    5: "the peer closed it, or broke its rules",
     9: "the peer took a message for invalid",
     10: "the peer's memory does not allow a transfer: its key, place or rights",
     11: "the peer could not carry out a transfer",
@@ -187,8 +187,6 @@ class Endpoint(QueuePair):
             self._pair.modify(wanted, mask)
         except pyverbs("pyverbs_error").PyverbsError as error:
             raise VofError(f"the queue pair cannot be brought up: {error}") from None
-        if mask & QP_MAX_QP_RD_ATOMIC:
-            self.reads = max(attributes.max_rd_atomic, 1)
 
     def receives(self, count: int, size: int) -> None:
         """Post receives. See ``QueuePair``."""
