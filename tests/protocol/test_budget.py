@@ -3,7 +3,7 @@
 
 from tests.protocol.pipe import done, drain, feed, taken, vq
 from vof.memory import HEAP
-from vof.protocol.budget import CHUNK, FREE, Budget
+from vof.protocol.budget import CHUNK, FREE, HELD, Budget
 from vof.protocol.v5_target import V5Target
 
 MIB = 1 << 20
@@ -27,6 +27,24 @@ def test_who_is_alone_gets_what_it_asks_for():
     budget = Budget(10, Budget(5))
     assert budget.take(100)
     assert not budget.take(1)
+
+
+def test_who_holds_bytes_for_long_leaves_most_of_them_to_others():
+    top = Budget(10 * HELD)
+    left, right = Budget(8 * HELD, top), Budget(8 * HELD, top)
+    assert not left.hold(9)  # even alone
+    assert left.hold(8)
+    assert not left.hold(1)
+    assert not right.hold(3)
+    assert right.hold(2)
+    assert (top.used, top.held, left.held, right.held) == (10, 10, 8, 2)
+    assert right.take(8 * HELD - 2)
+    assert not right.hold(5)
+    left.let_go(8)
+    assert (left.used, left.held, top.held) == (0, 0, 2)
+    assert left.take(2 * HELD)
+    assert not left.hold(1)  # there is room for more of the kind, but none at all above
+    assert left.held == 0
 
 
 def test_those_for_whom_there_is_enough_are_woken_once():

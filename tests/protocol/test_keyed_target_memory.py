@@ -8,7 +8,7 @@ from tests.protocol.pipe import MIB, taken
 from vof.errors import OutOfMemory
 from vof.memory import HEAP, Region
 from vof.protocol import v5
-from vof.protocol.budget import FREE, Budget
+from vof.protocol.budget import FREE, HELD, Budget
 from vof.protocol.keyed_initiator import EXTRA
 from vof.protocol.v5_keyed import from_fields
 from vof.protocol.v5_keyed_target import EAGER_BYTES
@@ -182,7 +182,7 @@ def test_which_posts_are_waited_for():
 
 
 def test_an_eager_buffer_is_bounded_and_is_counted():
-    budget = Budget(EAGER_BYTES + 1000)
+    budget = Budget(HELD * (EAGER_BYTES + 1000))
     one, other, none = live(), live(), live()
     for queue in (one, other, none):
         queue.stream.bind(5000, HEAP, budget=budget)
@@ -198,7 +198,7 @@ def test_where_no_memory_may_be_registered_there_is_no_eager_buffer(monkeypatch)
     def refuse(region, rights):
         raise OutOfMemory("no more")
 
-    budget, queue = Budget(EAGER_BYTES), live()
+    budget, queue = Budget(HELD * EAGER_BYTES), live()
     queue.stream.bind(5, HEAP, budget=budget)
     monkeypatch.setattr(queue.memory.domain, "register", refuse)
     assert queue.stream.eager_buffer(1) == {"descs": 0}

@@ -12,6 +12,8 @@ FREE = 256 * 1024
 """Bytes that a queue holds without asking."""
 CHUNK = 256 * 1024
 """Queues take and give multiples of this."""
+HELD = 4
+"""One in so many bytes may be held by who does nothing with them."""
 
 
 class Budget:
@@ -20,14 +22,15 @@ class Budget:
     Attributes:
         limit: bytes, beyond ``FREE`` of each queue.
         used: of them.
+        held: of those, for as long as connections live, used or not.
         waits: how often somebody found it empty.
     """
 
-    __slots__ = ("_parent", "_waiting", "limit", "used", "waits")
+    __slots__ = ("_parent", "_waiting", "held", "limit", "used", "waits")
 
     def __init__(self, limit: int, parent: "Budget | None" = None) -> None:
         self.limit = limit
-        self.used = self.waits = 0
+        self.used = self.held = self.waits = 0
         self._parent = parent
         self._waiting: dict[Callable[[], None], int] = {}
 
@@ -60,6 +63,32 @@ class Budget:
             budget.used -= size
             if budget._waiting:
                 budget._wake()
+            budget = budget._parent
+
+    def hold(self, size: int) -> bool:
+        """Take bytes for as long as a connection lives, of the part that there is for that.
+
+        So those that are idle keep no request of others waiting for ever. See ``take``.
+        """
+        budget: Budget | None = self
+        while budget is not None:
+            if budget.held + size > budget.limit // HELD:
+                return False
+            budget = budget._parent
+        if not self.take(size):
+            return False
+        self._keep(size)
+        return True
+
+    def let_go(self, size: int) -> None:
+        """Give back what was held."""
+        self._keep(-size)
+        self.give(size)
+
+    def _keep(self, size: int) -> None:
+        budget: Budget | None = self
+        while budget is not None:
+            budget.held += size
             budget = budget._parent
 
     def _wake(self) -> None:

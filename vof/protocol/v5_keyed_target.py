@@ -179,13 +179,13 @@ class V5KeyedTarget(KeyedTarget):
         """Return memory that the initiator may write. See ``TargetStream``."""
         if not self._eager:
             size = min(self._queue_size * EAGER_PIECE, EAGER_BYTES)
-            if not most or not self._budget.take(size):
+            if not most or not self._budget.hold(size):
                 return to_fields([])
             try:
                 region = own_region(size)
                 self._keys = self._memory.domain.register(region, REMOTE_WRITE)
             except OutOfMemory:
-                self._budget.give(size)
+                self._budget.let_go(size)
                 return to_fields([])
             self._eager = region.view[:size]
         return to_fields([(address_of(self._eager), len(self._eager), self._keys.remote)][:most])
@@ -194,7 +194,7 @@ class V5KeyedTarget(KeyedTarget):
         """Let go of everything. See ``TargetStream``."""
         super().release()
         if self._eager:
-            self._budget.give(len(self._eager))
+            self._budget.let_go(len(self._eager))
             self._memory.domain.deregister(self._keys)
             self._eager = memoryview(b"")
 
