@@ -22,7 +22,15 @@ from vof.errors import (
 from vof.initiator.drivers.blk import Blk
 from vof.protocol import v5
 from vof.target import config, daemon, files
-from vof.target.access import LOCAL, THIS_MACHINE, Allow, decide, parse_name, parse_origin
+from vof.target.access import (
+    LOCAL,
+    THIS_MACHINE,
+    Allow,
+    decide,
+    is_own,
+    parse_name,
+    parse_origin,
+)
 from vof.target.devices import BlkModel, MemoryBacking
 from vof.transport import parse_url
 from vof.virtio.blk import (
@@ -89,6 +97,24 @@ def allow(text):
 )
 def test_whom_an_entry_means(entry, ivqn, peer, admitted):
     assert allow(entry).admits(ivqn, peer) is admitted
+
+
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("198.51.100.1", False),
+        ("2001:db8::1", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("255.255.255.255", False),
+        ("fe80::1%nowhere", False),
+    ],
+)
+def test_addresses_of_this_machine(address, own):
+    """Those beyond loopback need an interface of our own: see ``tests/lab/rdma/test_cli.py``."""
+    assert is_own(address) is own
 
 
 def test_the_first_that_matches_decides():

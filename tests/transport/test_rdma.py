@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vof.transport import rdmacm, verbs
-from vof.transport.rdmacm import NoRdma
+from vof.transport.rdma import is_there
+from vof.transport.rdmacm import Attributes, NoRdma
 
 HERE = Path("/dev/infiniband/rdma_cm").exists()
 
@@ -87,3 +88,24 @@ def test_an_address_is_that_of_the_system(family: socket.AddressFamily, address)
     if len(address) > 2:
         assert raw[4:8] == address[2].to_bytes(4, "big")
         assert raw[24:] == address[3].to_bytes(4, sys.byteorder)
+
+
+@pytest.mark.parametrize(
+    ("peer", "gid", "there"),
+    [
+        ("192.0.2.7", "::ffff:192.0.2.7", True),
+        ("192.0.2.7", "::ffff:192.0.2.8", False),
+        ("192.0.2.7", "fe80::5054:ff:fe00:1", False),
+        ("2001:db8::7", "2001:db8::7", True),
+        ("2001:db8::7", "2001:db8::8", False),
+    ],
+)
+def test_a_peer_on_ethernet_is_where_packets_to_it_go(peer: str, gid: str, there: bool):
+    attributes = Attributes()
+    vector = attributes.ah_attr
+    vector.is_global = 1
+    raw = socket.inet_pton(socket.AF_INET6, gid)
+    vector.grh.dgid = type(vector.grh.dgid).from_buffer_copy(raw)
+    assert is_there(peer, attributes) is there
+    vector.dlid = 1
+    assert is_there(peer, attributes)  # InfiniBand

@@ -5,12 +5,15 @@ An initiator's name is what it says of itself. Only where it comes from is known
 the user behind a unix socket. So each entry says from where, and a name narrows it down.
 """
 
+import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, TypeAlias
 
 ANY, LOCAL, UNIX = "any", "local", "unix"
 ORIGINS = f'an address, a network such as 10.0.0.0/8, "{UNIX}", "{UNIX}:UID", "{LOCAL}" or "{ANY}"'
+DISCARD = 9
+"""A port; any is as good."""
 
 Origin: TypeAlias = "str | IPv4Network | IPv6Network"
 
@@ -64,7 +67,24 @@ def _comes_from(origin: Origin, peer: str) -> bool:
         address = ip_address(peer.partition("%")[0])
     except ValueError:  # a unix socket, or this very process
         return origin == LOCAL or (origin == UNIX and peer.startswith(f"{UNIX}:"))
-    return origin == LOCAL and address.is_loopback if isinstance(origin, str) else address in origin
+    if not isinstance(origin, str):
+        return address in origin
+    return origin == LOCAL and (address.is_loopback or is_own(peer))
+
+
+def is_own(address: str) -> bool:
+    """Return whether an address is one of this machine: whether it would speak to it by itself.
+
+    Nobody else can be there: what this machine sends to its own address does not leave it. RDMA
+    needs this, as it may work on every interface but that of loopback.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, DISCARD))  # sends nothing
+        except OSError:
+            return False  # no way there
+        return bool(probe.getsockname()[0] == address)
 
 
 THIS_MACHINE: tuple[Allow, ...] = (Allow("*", LOCAL),)

@@ -16,6 +16,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from ipaddress import IPv6Address
 
 import trio
 
@@ -24,7 +25,7 @@ from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE, Memory
 from vof.transport import rdmacm
 from vof.transport.base import Connection, Listener, Url
 from vof.transport.queue_pair import KeyedConnection
-from vof.transport.rdmacm import Channel, Event, Id, NoRdma
+from vof.transport.rdmacm import Attributes, Channel, Event, Id, NoRdma
 from vof.transport.verbs import (
     ACCESS_REMOTE_READ,
     ACCESS_REMOTE_WRITE,
@@ -266,6 +267,24 @@ def _memory(identity: Id, beside: Connection | None) -> tuple[VerbsDomain, Memor
 # -- the target's side ----------------------------------------------------------------------------
 
 
+def is_there(peer: str, attributes: Attributes) -> bool:
+    """Return whether a peer that is not reached by iWARP is where it says, as far as can be told.
+
+    Its address is what its request to connect says, and who may use a device is decided by that.
+    On Ethernet (RoCE) it has to be what packets are sent to; on InfiniBand they go by other
+    addresses.
+
+    Args:
+        peer: the address that it says.
+        attributes: what a queue pair to it needs.
+    """
+    vector = attributes.ah_attr
+    if not vector.is_global or vector.dlid:
+        return True
+    found = IPv6Address(bytes(vector.grh.dgid))
+    return peer == str(found.ipv4_mapped or found)
+
+
 class RdmaListener(Listener):
     """An address at which the connection manager listens."""
 
@@ -319,6 +338,8 @@ class RdmaListener(Listener):
             pair.bring_up(QPS_INIT)
             if not domain.device.iwarp:
                 pair.bring_up(QPS_RTR, QPS_RTS)
+                if not is_there(pair.peer, identity.attributes(QPS_RTR)[0]):
+                    raise OSError(errno.ECONNABORTED, "it is not where it says")
             link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
             identity.accept(pair.number, min(event.answers, domain.device.answers), pair.reads)
