@@ -8,7 +8,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # Programs of other projects that some tests run, each with its Debian package.
 PROGRAMS=(
     nbdkit:nbdkit fio:fio systemd-analyze:systemd strace:strace groff:groff-base man:man-db
-    qemu-storage-daemon:qemu-system-common dpdk-testpmd:dpdk-dev
+    qemu-storage-daemon:qemu-system-common dpdk-testpmd:dpdk-dev cc:gcc
+    /usr/include/dlfcn.h:libc6-dev
 )
 # What tests/lab needs; a path stands for what is no program, or not known by its name.
 LAB=(

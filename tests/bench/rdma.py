@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tests.bench.compare import (
     machine,
     run,
 )
+from tests.bench.copies import HEADERS, count
 from tests.bench.sides import VOF, Figure, Load, Server, Vof, announced, output, vof_figure
 
 DISK = "32M"
@@ -93,7 +94,7 @@ ROWS = (
 @contextmanager
 def servers(address: str, folder: Path) -> Iterator[None]:
     """Run all servers for the time of a block."""
-    command = [str(VOF), "target", "--admin", "none", "--allow", "*@any"]
+    command = [str(VOF), "target", "--admin", "none"]
     command += [f"--listen={side.name}://{address}:0" for side in (RDMA, TCP)]
     command += ["--mem", f"{DISK},tvqn=disk"]
     with ExitStack() as stack:
@@ -120,7 +121,7 @@ def head(facts: dict[str, object], rounds: int, seconds: float) -> str:
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="tests/bench/rdma", description=__doc__)
-    names = [row.name for row in ROWS]
+    names = [row.name for row in ROWS] + ["copies"]
     parser.add_argument("--rounds", type=int, default=3, help="of each row; default 3")
     parser.add_argument("--seconds", type=float, default=2.0, help="a side in a round; default 2")
     parser.add_argument("--only", action="append", choices=names, help="this row; may be repeated")
@@ -142,12 +143,16 @@ def main() -> None:
         say(head(facts, options.rounds, options.seconds))
         headers = "row", "vof+rdma", "CPU", "peer", "CPU", "ratio", "(min-max)", "floor", "aim"
         say(LINE.format(*headers, "meets", "what"))
-        results = []
-        with servers(address, Path(name)):
-            for row in ROWS:
-                if row.name in options.only:
-                    results.append(run(row, image, options.rounds, options.seconds))
-                    say(line(results[-1]))
+        results, copies = [], []
+        wanted = [row for row in ROWS if row.name in options.only]
+        with servers(address, Path(name)) if wanted else nullcontext():
+            for row in wanted:
+                results.append(run(row, image, options.rounds, options.seconds))
+                say(line(results[-1]))
+        if "copies" in options.only:
+            copies = count(f"vof+rdma://{address}:0", Path(name))
+            say("\ncopies of each byte of payload within initiator and target\n")
+            say("\n".join(map(str, [HEADERS, *copies])))
     if options.json:
         document = {
             "schema": SCHEMA,
@@ -156,6 +161,7 @@ def main() -> None:
             "rounds": options.rounds,
             "seconds": options.seconds,
             "rows": [as_json(result) for result in results],
+            "copies": [one._asdict() for one in copies],
         }
         json.dump(document, sys.stdout, indent=2)
         print()
