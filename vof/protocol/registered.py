@@ -18,13 +18,15 @@ LOCAL, REMOTE_READ, REMOTE_WRITE = 0, 1, 2
 Desc: TypeAlias = tuple[int, int, int]
 """Memory of one side as the other is told of it: address, length, remote key."""
 
-REGION_BYTES = 1 << 20
-SLAB_BYTES = 256 * 1024
+REGION_BYTES = 64 * 1024
 MOST_MORE = 16 << 20
-"""Memory that grows is doubled, up to so much at a time."""
+"""Memory begins with so much, as each page costs time, and is doubled, up to so much at a time."""
 LEAST = 512
-"""Places have 2 ** n bytes, and so many at least. A slab has room for four and more; what is larger
-stands alone, and has what it needs."""
+"""Places have 2 ** n bytes, and so many at least."""
+FIRST_PLACES = 8
+SLAB_BYTES = 256 * 1024
+"""The first slab of a kind has so many places, and each slab as many as there are already, up to so
+many bytes. What is so large that four fill a slab stands alone, and has what it needs."""
 SLABS = 64
 """A slab takes no more of its pool than one in so many bytes."""
 SPARES = 16
@@ -267,6 +269,7 @@ class Slots:
         self._pool = pool or memory
         self._slab = min(SLAB_BYTES, self._pool.size // SLABS)
         self._small = self._slab // 4
+        self._made: dict[int, int] = {}  # bytes of slabs, by kind
         self._free: dict[int, list[Slot]] = {}
         self._spares: dict[int, list[Slot]] = {}
 
@@ -282,8 +285,13 @@ class Slots:
             kind = whole(size)
             spares = self._spares.get(kind)
             return spares.pop() if spares else self._cut(kind, kind)
-        free = self._free.get(kind)
-        return free.pop() if free else self._cut(kind, self._slab)
+        if free := self._free.get(kind):
+            return free.pop()
+        made = self._made.get(kind, 0)
+        more = min(made or kind * FIRST_PLACES, self._slab)
+        slot = self._cut(kind, more)
+        self._made[kind] = made + more
+        return slot
 
     def _cut(self, kind: int, size: int) -> Slot:
         """Make new places of a kind, from a piece of so many bytes."""
@@ -323,5 +331,6 @@ class Slots:
 
     def trim(self) -> None:
         """Let go of all places that are not in use."""
+        self._made.clear()
         self._free.clear()
         self._spares.clear()

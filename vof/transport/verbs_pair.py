@@ -80,12 +80,10 @@ class _Requests(threading.local):
             self.chain[at] = following
 
 
-def _receive_request(place: Place) -> Verbs:
-    work = pyverbs("wr")
-    entry = work.SGE(place.address, 1 << place.order, place.key)
-    request = work.RecvWR(num_sge=1, sg=[entry])
-    entry.close()  # the request has a copy
-    return request
+def _receive_request(place: Place, entry: Verbs) -> Verbs:
+    """Return a new request; ``entry`` is for anybody's use, and the request has a copy."""
+    entry.addr, entry.length, entry.lkey = place.address, 1 << place.order, place.key
+    return pyverbs("wr").RecvWR(num_sge=1, sg=[entry])
 
 
 @cache
@@ -195,13 +193,13 @@ class Endpoint(QueuePair):
                 f"{self.domain.device.name} has no room for a queue of {count}: "
                 f"at most {self.largest}"
             )
-        known = self._receives
+        known, entry = self._receives, self._requests.places[0]
         for left in range(count, 0, -1):
             place = self._places.take(size, left)
             self._ready.append(place)
             request = known.get(place.address)
             if request is None:
-                request = known[place.address] = _receive_request(place)
+                request = known[place.address] = _receive_request(place, entry)
             try:
                 self._pair.post_recv(request)
             except self._error as error:
