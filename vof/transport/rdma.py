@@ -46,6 +46,9 @@ WHY = {
 }
 """Events that end something, in words."""
 
+AGAIN_S = 1.0
+"""Between attempts at what the system refuses for the moment."""
+
 Happened = Callable[[Event], None]
 
 
@@ -78,8 +81,11 @@ class Watch:
                 await trio.lowlevel.wait_readable(channel.fd)
             except trio.ClosedResourceError:
                 return
-            while not channel.closed and (event := channel.next()):
-                self._dispatch(event)
+            try:
+                while not channel.closed and (event := channel.next()):
+                    self._dispatch(event)
+            except OSError:  # without memory, say: the event stays
+                await trio.sleep(AGAIN_S)
 
     def _dispatch(self, event: Event) -> None:
         told = self._told.get(event.listener or event.id)
@@ -225,10 +231,15 @@ async def _connect(address: bytes, beside: Connection | None) -> Connection:
         link = Link(Watch.start())
         undo.callback(link.close)
         identity = link.identity
-        identity.resolve_address(address)
-        await link.expect(rdmacm.ADDR_RESOLVED)
-        identity.resolve_route()
-        await link.expect(rdmacm.ROUTE_RESOLVED)
+        try:
+            identity.resolve_address(address)
+            await link.expect(rdmacm.ADDR_RESOLVED)
+            identity.resolve_route()
+            await link.expect(rdmacm.ROUTE_RESOLVED)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise OSError(errno.ENODEV, WHY[rdmacm.ADDR_ERROR]) from None
+            raise
         try:
             domain, memory = _memory(identity, beside)
             pair = Pair(link, domain, memory, ACCESS_REMOTE_READ | ACCESS_REMOTE_WRITE)
@@ -286,36 +297,70 @@ def is_there(peer: str, attributes: Attributes) -> bool:
 
 
 class RdmaListener(Listener):
-    """An address at which the connection manager listens."""
+    """An address at which the connection manager listens.
 
-    def __init__(self, watch: Watch, url: Url, family: int, address: bytes) -> None:
+    A device that is removed takes the address with it; it is listened on again when it is back.
+    """
+
+    def __init__(self, url: Url, family: int, address: tuple[str | int | bytes, ...]) -> None:
         """Listen. Raises OSError."""
-        self._watch = watch
+        self.url = url
+        self._family = family
+        self._address = address
         self._send, self._receive = trio.open_memory_channel[Event](rdmacm.BACKLOG)
-        self._devices: dict[str, Device] = {}
         self._open = True
-        self._identity = watch.identify(self._happened)
-        try:
-            self._identity.listen(address, only_this_family=family == socket.AF_INET6)
-        except OSError as error:
-            self.close()
-            if error.errno == errno.ENODEV:
-                raise NoRdma(error.errno, f"no RDMA device has the address {url.host}") from None
-            raise
-        host, port = self._identity.local
+        self._identity: Id | None = None
+        self._watch: Watch
+        host, port = self._listen().local
+        self._address = address[0], port, *address[2:]
         self.url = url._replace(host=host, port=port)
 
+    def _listen(self) -> Id:
+        self._watch = Watch.start()
+        identity = self._watch.identify(self._happened)
+        try:
+            address = rdmacm.pack_address(self._family, self._address)
+            identity.listen(address, only_this_family=self._family == socket.AF_INET6)
+        except OSError as error:
+            self._watch.destroy(identity)
+            if error.errno == errno.ENODEV:
+                what = f"no RDMA device has the address {self.url.host}; see vof doctor"
+                raise NoRdma(error.errno, what) from None
+            raise
+        self._identity = identity
+        return identity
+
     def _happened(self, event: Event) -> None:
-        if event.kind == rdmacm.CONNECT_REQUEST:
+        if event.kind == rdmacm.DEVICE_REMOVAL:
+            self._drop()
+            self._send.send_nowait(event)
+        elif event.kind == rdmacm.CONNECT_REQUEST:
             try:
                 self._send.send_nowait(event)
             except trio.WouldBlock:
                 Id(event.id).destroy()
 
+    def _drop(self) -> None:
+        """Listen no more; connections that were not accepted end."""
+        while self._receive.statistics().current_buffer_used:
+            event = self._receive.receive_nowait()
+            if event.kind == rdmacm.CONNECT_REQUEST:
+                Id(event.id).destroy()
+        if self._identity is not None:
+            self._watch.destroy(self._identity)
+            self._identity = None
+
     async def accept(self) -> Connection:
         """Wait for the next connection. One that died meanwhile is passed over."""
         while True:
+            while self._open and self._identity is None:
+                try:
+                    self._listen()
+                except OSError:
+                    await trio.sleep(AGAIN_S)
             event = await self._receive.receive()
+            if event.kind == rdmacm.DEVICE_REMOVAL:
+                raise OSError(errno.ENODEV, f"{WHY[event.kind]}; waiting for it to come back")
             try:
                 return self._accept(event)
             except NoRdma:
@@ -330,13 +375,15 @@ class RdmaListener(Listener):
             link = Link(self._watch, Id(event.id))
             undo.callback(link.close)
             identity = link.identity
-            domain = VerbsDomain(self._device(*identity.device))
+            domain = VerbsDomain(Device.open(*identity.device))
             pair = Pair(link, domain, Memory(domain), ACCESS_REMOTE_WRITE)
             undo.pop_all()
             undo.callback(pair.close)
             pair.agree(event)
             pair.bring_up(QPS_INIT)
             if not domain.device.iwarp:
+                if not event.reads:
+                    raise OSError(errno.ECONNABORTED, "it lets nobody read")
                 pair.bring_up(QPS_RTR, QPS_RTS)
                 if not is_there(pair.peer, identity.attributes(QPS_RTR)[0]):
                     raise OSError(errno.ECONNABORTED, "it is not where it says")
@@ -346,39 +393,38 @@ class RdmaListener(Listener):
             undo.pop_all()
             return connection
 
-    def _device(self, name: str, transport: int) -> Device:
-        """Return a device; it stays open as long as we listen."""
-        if name not in self._devices:
-            self._devices[name] = Device.open(name, transport)
-        return Device.open(name, transport)
-
     def close(self) -> None:
         """Stop listening; connections that were not accepted end."""
         if self._open:
             self._open = False
+            self._drop()
             self._send.close()
-            while self._receive.statistics().current_buffer_used:
-                Id(self._receive.receive_nowait().id).destroy()
             self._receive.close()
-            for device in self._devices.values():
-                device.close()
-            self._watch.destroy(self._identity)
 
 
 async def listen(url: Url) -> list[Listener]:
-    """Listen on every address of the host, all on one port. Suspends; raises OSError."""
+    """Listen on each address of the host that an RDMA device has, all on one port.
+
+    Suspends; raises OSError.
+    """
     found = await trio.socket.getaddrinfo(
         url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     load()
     port = url.port
     listeners: list[Listener] = []
+    missing: list[NoRdma] = []
     with ExitStack() as undo:
         for family, _, _, _, address in dict.fromkeys(found):
-            packed = rdmacm.pack_address(family, (address[0], port, *address[2:]))
-            listener = RdmaListener(Watch.start(), url, family, packed)
+            try:
+                listener = RdmaListener(url, family, (address[0], port, *address[2:]))
+            except NoRdma as error:
+                missing.append(error)
+                continue
             undo.callback(listener.close)
             port = listener.url.port
             listeners.append(listener)
+        if not listeners:
+            raise missing[-1]
         undo.pop_all()
     return listeners

@@ -196,6 +196,7 @@ _FUNCTIONS = {
 @cache
 def _library() -> ctypes.CDLL:
     """Return librdmacm. Raises NoRdma."""
+    os.environ.setdefault("RDMAV_ALLOW_DISASSOC_DESTROY", "1")  # also of a device that is gone
     try:
         library = ctypes.CDLL("librdmacm.so.1", use_errno=True)
     except OSError:
