@@ -118,7 +118,7 @@ def test_a_target_that_does_not_start(capsys, folder, monkeypatch):
     start = demo.start
     missing = folder / "none.img"
     monkeypatch.setattr(
-        demo, "start", lambda image, log, disk: start(image, log, demo.embedded(missing))
+        demo, "start", lambda image, log, disk, url: start(image, log, demo.embedded(missing), url)
     )
     assert main(["demo"]) == 1
     err = capsys.readouterr().err
@@ -132,6 +132,34 @@ def test_without_the_other_program(capsys, folder, monkeypatch):
     assert main(["demo", "--vhost-user"]) == 1
     assert "qemu-storage-daemon is not installed" in capsys.readouterr().err
     assert not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize("size", ["7M", "8193K", "x"])
+def test_a_disk_that_is_none(capsys, folder, size):
+    assert main(["demo", "--size", size]) == 2
+    assert "--size" in capsys.readouterr().err
+    assert not [*folder.iterdir()]
+
+
+def test_without_rdma(capsys, folder, monkeypatch):
+    monkeypatch.setattr(demo, "rdma_addresses", lambda machine: [])
+    assert main(["demo", "--rdma"]) == 1
+    err = capsys.readouterr().err
+    assert "tests/lab/run vof demo --rdma" in err
+    assert err.count("\n") == 1
+    assert not [*folder.iterdir()]
+
+
+def test_an_address_that_has_no_rdma(capsys, folder):
+    assert main(["demo", "--rdma", "192.0.2.77"]) == 1
+    assert "the target did not start" in capsys.readouterr().err
+    assert not [*folder.iterdir()]
+
+
+def test_where_it_listens_for_rdma(monkeypatch):
+    assert demo.rdma("2001:db8::1") == "vof+rdma://[2001:db8::1]"
+    monkeypatch.setattr(demo, "rdma_addresses", lambda machine: ["192.0.2.1", "2001:db8::1"])
+    assert demo.rdma("") == "vof+rdma://192.0.2.1"
 
 
 def test_a_wrong_byte_is_found(capsys, folder, monkeypatch):

@@ -2,6 +2,7 @@
 """``vof info``."""
 
 import json
+import os
 
 import pytest
 
@@ -21,6 +22,15 @@ def test_a_disk(world, capsys):
     assert (found["device_id"], found["device"]) == (2, "blk")
     assert found["queue_sizes"] == [128, 128]
     assert found["features"] >> 32 & 1
+    assert found["transport"] == {
+        "scheme": "vof+unix",
+        "peer": f"unix:{os.getuid()}",
+        "dialect": "v5",
+        "mapping": "stream",
+        "adapter": "",
+        "descs": 0,
+        "eager": False,
+    }
     assert {"VIRTIO_BLK_F_FLUSH", "VIRTIO_F_VERSION_1"} <= set(found["feature_names"])
     assert found["config"].keys() == BlkConfig()._asdict().keys()
     assert found["config"]["capacity"] == 2048
@@ -40,6 +50,7 @@ def test_for_people(world, capsys):
     assert lines[0] == world["disk"]
     rows = [line.split(maxsplit=1) for line in lines[1:]]
     assert ["device", "blk (type 2)"] in rows
+    assert ["transport", f"vof+unix to unix:{os.getuid()}, dialect v5"] in rows
     assert ["queues", "2, of sizes 128, 128"] in rows
     assert ["capacity", "1 MiB"] in rows
     assert ["VIRTIO_BLK_F_DISCARD"] in rows

@@ -84,7 +84,7 @@ def test_documents(command: str, request, tmp_path, capsys):
     assert document.keys() == wanted.keys()
     for key, kind in wanted.items():
         assert isinstance(document[key], kind), key
-    for key in ("latency_us", "polling", "counters", "ping", "totals"):
+    for key in ("transport", "latency_us", "polling", "counters", "ping", "totals"):
         if key in document:
             (row,) = re.findall(rf"^\| `{key}` .*$", TABLES[command], re.MULTILINE)
             assert document[key].keys() == set(re.findall(r"`([\w.]+)`", row)) - {key}

@@ -48,12 +48,13 @@ def test_a_command_in_the_lab():
 
 
 @pytest.mark.parametrize("line", BLOCK.splitlines())
+@pytest.mark.timeout(400)
 def test_the_two_commands_of_the_readme(line: str):
     done = subprocess.run(
-        ["bash", "-e", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=110
+        ["bash", "-e", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=390
     )
     assert done.returncode == 0, done.stderr
-    assert "rxe0" in done.stdout or "rdma-ping-2" in done.stdout
+    assert "rxe0" in done.stdout
 
 
 def test_time_is_bounded():

@@ -2,6 +2,8 @@
 """Who may use a device: entries, connections from several addresses, a real target."""
 
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -113,8 +115,19 @@ def test_whom_an_entry_means(entry, ivqn, peer, admitted):
     ],
 )
 def test_addresses_of_this_machine(address, own):
-    """Those beyond loopback need an interface of our own: see ``tests/lab/rdma/test_cli.py``."""
     assert is_own(address) is own
+
+
+def test_its_own_addresses_are_this_machine_and_its_neighbours_are_not(require):
+    for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
+        require(program, package)
+    inside = ["unshare", "--user", "--map-root-user", "--net"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces for users here")
+    command = [*inside, sys.executable, "-m", "tests.target.neighbours"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0 ", "1 EACLREJECTED"] * 2
 
 
 def test_the_first_that_matches_decides():

@@ -193,9 +193,9 @@ def _rdma(machine: Machine) -> Iterator[Finding]:
     else:
         todo = "only for RDMA; without such hardware: rdma link add rxe0 type rxe netdev NAME"
         yield Finding("rdma", "note", "no RDMA device", todo)
-    addresses = [text for name in names if (text := _addresses(machine, name))]
+    addresses = [found for name in names if (found := _addresses(machine, name))]
     if addresses:
-        yield Finding("rdma.address", "ok", ", ".join(addresses))
+        yield Finding("rdma.address", "ok", ", ".join(map(" ".join, addresses)))
     else:
         todo = "only for RDMA: give the interface of a device an address: ip address add"
         yield Finding("rdma.address", "note", "no RDMA device has an IP address", todo)
@@ -205,7 +205,14 @@ def _rdma(machine: Machine) -> Iterator[Finding]:
         yield Finding("librdmacm", "note", "not installed", "only for RDMA: apt install rdma-core")
 
 
-def _addresses(machine: Machine, device: str) -> str:
+def rdma_addresses(machine: Machine) -> list[str]:
+    """Return the IP addresses of all RDMA devices, IPv4 first."""
+    names = machine.names("sys/class/infiniband")
+    found = [address for name in names for address in _addresses(machine, name)]
+    return sorted(found, key=lambda address: ":" in address)
+
+
+def _addresses(machine: Machine, device: str) -> list[str]:
     """Return the IP addresses of a device, as its table of global identifiers has them."""
     top = f"sys/class/infiniband/{device}/ports"
     found: dict[str, None] = {}
@@ -218,7 +225,7 @@ def _addresses(machine: Machine, device: str) -> str:
                 continue
             if int(address) and not address.is_link_local:
                 found[str(address.ipv4_mapped or address)] = None
-    return " ".join(found)
+    return list(found)
 
 
 def _libraries(machine: Machine) -> Iterator[str]:

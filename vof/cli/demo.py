@@ -2,7 +2,7 @@
 """``vof demo``: the whole system once: a target process, and a client that checks every byte.
 
 With ``--vhost-user`` the disk is one of qemu-storage-daemon: its rings are in shared memory, and
-the target bridges them to the fabric.
+the target bridges them to the fabric. With ``--rdma`` the fabric is an RDMA device of this machine.
 """
 
 import argparse
@@ -18,21 +18,33 @@ import tempfile
 import time
 from pathlib import Path
 
+from vof.cli.checks import rdma_addresses
+from vof.cli.machine import Machine
 from vof.cli.output import human_bytes, table
-from vof.errors import VofError
+from vof.errors import ConfigError, VofError
+from vof.sizes import parse_size
 
 DISK = 64 << 20
 PIECE = 1 << 20
+LEAST = 8 * PIECE
 SOCKET = "vhost.sock"
-START_S = 15.0
+START_S = 60.0
 STOP_S = 10.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement")
+    parser.add_argument("--size", default=f"{DISK >> 20}M", help="of the disk (%(default)s)")
     parser.add_argument(
         "--vhost-user", action="store_true", help="the disk is served by qemu-storage-daemon"
+    )
+    parser.add_argument(
+        "--rdma",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="over RDMA, at this address or the first that has such a device",
     )
     parser.add_argument(
         "--keep", action="store_true", help="leave the target running, and say what to try"
@@ -43,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     """Show everything; clean up whatever happens."""
     import trio
 
+    size = parse_size("--size", args.size)
+    if size < LEAST or size % PIECE:
+        raise ConfigError("command line", "--size", "expected MiB, 8 or more")
+    listen = "vof+tcp://127.0.0.1" if args.rdma is None else rdma(args.rdma)
     folder = tempfile.mkdtemp(prefix="vof-demo-")
     image = Path(folder, "disk.img")
     log = Path(folder, "target.log")
@@ -51,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with image.open("wb") as file:
-            file.truncate(DISK)
-        say(f"made a disk image of {human_bytes(DISK)}: {image}")
+            file.truncate(size)
+        say(f"made a disk image of {human_bytes(size)}: {image}")
         if args.vhost_user:
             say("its disk is a vhost-user device of qemu-storage-daemon, which the target runs")
-        target = start(image, log, bridge(image) if args.vhost_user else embedded(image))
+        target = start(image, log, bridge(image) if args.vhost_user else embedded(image), listen)
         disk, rng = urls(target, log)
         say(f"started a target, process {target.pid}; it announces:", disk, rng)
         serial = "vhost_user_blk" if args.vhost_user else "vof-demo"
@@ -82,6 +98,18 @@ def say(line: str, *more: str) -> None:
     print(f"* {line}", *(f"    {text}" for text in more), sep="\n", flush=True)
 
 
+def rdma(address: str) -> str:
+    """Return where to listen for RDMA, without a port. Raises VofError: there is none here."""
+    found = [address] if address else rdma_addresses(Machine())
+    if not found:
+        raise VofError(
+            "no RDMA device of this machine has an IP address: vof doctor says what is missing; "
+            "without hardware, from the sources of vof: tests/lab/run vof demo --rdma"
+        )
+    host = found[0]
+    return f"vof+rdma://[{host}]" if ":" in host else f"vof+rdma://{host}"
+
+
 def embedded(image: Path) -> list[str]:
     """Return the option for a disk of the target itself."""
     return ["--blk", f"{image},tvqn=demo/disk,serial=vof-demo,queues=2"]
@@ -105,9 +133,9 @@ def bridge(image: Path) -> list[str]:
     return ["--vhost-user", f"{socket},tvqn=demo/disk,command={words}"]
 
 
-def start(image: Path, log: Path, disk: list[str]) -> "subprocess.Popen[bytes]":
+def start(image: Path, log: Path, disk: list[str], listen: str) -> "subprocess.Popen[bytes]":
     """Start a target on a port that is free."""
-    command = [sys.executable, "-m", "vof", "target", "--listen", "vof+tcp://127.0.0.1:0"]
+    command = [sys.executable, "-m", "vof", "target", "--listen", f"{listen}:0"]
     command += ["--admin", "none"]
     command += [*disk, "--rng", "tvqn=demo/rng"]
     with log.open("w") as stderr:
@@ -173,7 +201,8 @@ async def tour(disk_url: str, rng_url: str, image: Path, seconds: float, serial:
 
     async with vof.connect(disk_url) as device, Blk(device, queues=2) as disk:
         say(
-            f"connected: a disk of {human_bytes(disk.capacity)}, {disk.num_queues} queues, over TCP"
+            f"connected: a disk of {human_bytes(disk.capacity)}, {disk.num_queues} queues, over "
+            + (f"RDMA by {device.carrier.adapter}" if device.carrier.adapter else "TCP")
         )
         check(await disk.get_id() == serial, "get-id")
         say(f"get-id answers {serial}")

@@ -68,6 +68,7 @@ async def _ask(url: str) -> dict[str, object]:
             config = fs.FsConfig.unpack(data)._asdict()
         return {
             "url": str(device.url),
+            "transport": device.carrier._asdict(),
             "device_id": device.device_id,
             "device": DEVICE_NAMES.get(device.device_id, "unknown"),
             "vendor_id": device.vendor_id,
@@ -79,14 +80,28 @@ async def _ask(url: str) -> dict[str, object]:
         }
 
 
+def _way(carrier: dict[str, object]) -> str:
+    """Return how a device is reached."""
+    words = [f"{carrier['scheme']} to {carrier['peer']}", f"dialect {carrier['dialect']}"]
+    if carrier["adapter"]:
+        words.append(f"RDMA device {carrier['adapter']}")
+    if carrier["mapping"] == "keyed":
+        words.append(f"up to {carrier['descs'] or 2} keyed descriptors a request")
+        words.append("eager buffers" if carrier["eager"] else "no eager buffers")
+    return ", ".join(words)
+
+
 def _show(facts: dict[str, object]) -> None:
     sizes, names, config = facts["queue_sizes"], facts["feature_names"], facts["config"]
+    carrier = facts["transport"]
+    assert isinstance(carrier, dict)
     assert isinstance(sizes, list)
     assert isinstance(names, list)
     assert isinstance(config, dict)
     rows = [
         ("device", f"{facts['device']} (type {facts['device_id']})"),
         ("vendor", f"0x{facts['vendor_id']:08x}"),
+        ("transport", _way(carrier)),
         ("queues", f"{len(sizes)}, of sizes {', '.join(map(str, sizes))}"),
         ("features", f"0x{facts['features']:x}"),
         *(("", name) for name in names),

@@ -8,6 +8,7 @@ negotiated, queues connected, DRIVER_OK). Each queue is a connection of its own.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -25,8 +26,9 @@ from vof.initiator.transport_features import Transport
 from vof.initiator.virtqueue import FabricVirtqueue, Link
 from vof.memory import HEAP, Pool
 from vof.protocol import v5
+from vof.protocol.dialects import NATIVE
 from vof.transport import Connection, Url, connect
-from vof.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET
+from vof.virtio.constants import VIRTIO_CONFIG_S_NEEDS_RESET, bit
 from vof.virtio.device import CONFIG_RETRIES, VirtioDevice, VirtqueueInfo
 from vof.virtio.virtqueue import Virtqueue
 
@@ -43,6 +45,28 @@ async def _dial(url: Url, seconds: float, beside: Connection | None) -> Connecti
     except (OSError, trio.TooSlowError) as error:
         why = str(error) or f"no answer in {seconds:g} s"
         raise ConnectionLost(f"cannot connect to {url}: {why}") from error
+
+
+class Carrier(NamedTuple):
+    """How a remote device is reached.
+
+    Attributes:
+        scheme: of its URL.
+        peer: the target, see ``Connection.peer``.
+        dialect: what is spoken.
+        mapping: how payload travels, "stream" or "keyed".
+        adapter: name of the RDMA device here, "" for none.
+        descs: keyed descriptors of one request that the target takes; 0: it does not say.
+        eager: small readable parts are written to the target beforehand.
+    """
+
+    scheme: str
+    peer: str
+    dialect: str
+    mapping: str
+    adapter: str
+    descs: int
+    eager: bool
 
 
 class FabricDevice(VirtioDevice):
@@ -99,6 +123,20 @@ class FabricDevice(VirtioDevice):
         except BaseException:
             self._connection.close()
             raise
+
+    @property
+    def carrier(self) -> Carrier:
+        """How it is reached."""
+        connection, transport = self._connection, self._transport
+        return Carrier(
+            self.url.scheme,
+            connection.peer,
+            dict(self.url.options).get("dialect", NATIVE),
+            connection.mapping,
+            connection.adapter,
+            transport.descs,
+            bool(transport.features & bit(v5.F_KEYED_EAGER_BUF)),
+        )
 
     async def _link(
         self, size: int, control: bool, tries: int = 1, **fields: int

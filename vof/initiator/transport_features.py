@@ -16,6 +16,7 @@ class Transport:
 
     Attributes:
         features: that are on.
+        descs: keyed descriptors of one command that the target takes; 0: it does not say.
     """
 
     def __init__(self, control: ControlQueue, wanted: int) -> None:
@@ -28,7 +29,7 @@ class Transport:
         self.features = 0
         self._control = control
         self._wanted = wanted
-        self._descs = 0
+        self.descs = 0
 
     async def negotiate(self) -> None:
         """Turn on what both sides have. Suspends; raises as ``ControlQueue.commands``."""
@@ -39,7 +40,7 @@ class Transport:
         if self.features:
             await self._command(v5.SET_FEATURE, select=0, feature=self.features)
         if self.features & bit(v5.F_KEYED_NUM_DESCS):
-            self._descs = (await self._command(v5.GET_KEYED_NUM_DESCS))["descs"]
+            self.descs = (await self._command(v5.GET_KEYED_NUM_DESCS))["descs"]
 
     async def prepare(self, stream: InitiatorStream, index: int) -> None:
         """Let a virtqueue that is connected use them. Suspends.
@@ -55,7 +56,7 @@ class Transport:
                 eager = await self._command(v5.GET_KEYED_EAGER_BUF, vq_index=index, descs=PIECES)
             except CommandError:
                 pass
-        stream.allow(self._descs, eager)
+        stream.allow(self.descs, eager)
 
     async def _command(self, opcode: int, **fields: int) -> dict[str, int]:
         return (await self._control.commands([(opcode, fields)]))[0]

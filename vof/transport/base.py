@@ -90,6 +90,7 @@ class Connection(ABC):
         asleep: somebody waits for the peer, in ``sleep``.
         stalling: called before a sleep inside a message, or None.
         stuck: while ``blocked``: since when the peer takes nothing, like ``heard``.
+        adapter: name of the RDMA device that carries it, "" for none.
     """
 
     mapping: ClassVar[str] = "stream"
@@ -112,6 +113,7 @@ class Connection(ABC):
         self.asleep = False
         self.stalling: Stalling | None = None
         self.stuck = 0.0
+        self.adapter = ""
 
     @abstractmethod
     def attach(self, stream: object, nursery: trio.Nursery) -> None:

@@ -255,6 +255,7 @@ async def _connect(address: bytes, beside: Connection | None) -> Connection:
                 identity.establish()
             link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
+            connection.adapter = domain.device.name
         except VofError as error:
             raise OSError(str(error)) from error
         undo.pop_all()
@@ -389,6 +390,7 @@ class RdmaListener(Listener):
                     raise OSError(errno.ECONNABORTED, "it is not where it says")
             link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
+            connection.adapter = domain.device.name
             identity.accept(pair.number, min(event.answers, domain.device.answers), pair.reads)
             undo.pop_all()
             return connection

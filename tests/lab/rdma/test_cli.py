@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Commands over RDMA, with the access that a device has by itself: this machine."""
+
+import json
+import os
+import re
+import tempfile
+
+import pytest
+
+from tests.daemon import Daemon
+from vof.cli import checks, main
+from vof.cli.machine import Machine
+
+
+@pytest.fixture
+def disk(address: str):
+    """The URL of a disk whose target was told nothing about access."""
+    target = Daemon(("--listen", f"vof+rdma://{address}:0", "--mem", "1M,tvqn=disk"))
+    try:
+        yield target.line()
+        target.signal()
+        assert target.end()[0] == 0
+    finally:
+        target.process.kill()
+
+
+def test_info_and_bench(disk: str, address: str, capsys):
+    assert main(["info", disk, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["transport"]
+    adapter = found.pop("adapter")
+    assert adapter in os.listdir("/sys/class/infiniband")
+    assert found.pop("descs") >= 2
+    wanted = {"scheme": "vof+rdma", "peer": address, "dialect": "v5"}
+    assert found == {**wanted, "mapping": "keyed", "eager": True}
+    assert main(["info", disk]) == 0
+    assert f"vof+rdma to {address}, dialect v5, RDMA device {adapter}" in capsys.readouterr().out
+    assert main(["info", f"{disk}?dialect=v0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["transport"]
+    assert (found["dialect"], found["descs"], found["eager"]) == ("v0", 0, False)
+    assert main(["bench", disk, "--json", "--requests", "20", "--depth", "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["requests"], found["errors"]) == (20, 0)
+    assert found["latency_us"]["p50"] > 0
+
+
+def test_the_demo(address: str, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert checks.rdma_addresses(Machine())[0] == address
+    assert main(["demo", "--rdma", "--seconds", "0.05", "--size", "8M"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"^    vof\+rdma://{re.escape(address)}:\d+/demo/disk$", said, re.MULTILINE)
+    assert "2 queues, over RDMA by" in said
+    assert "every byte is right" in said
+    assert "all done" in said
+    assert not [*tmp_path.iterdir()]
