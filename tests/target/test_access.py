@@ -2,8 +2,6 @@
 """Who may use a device: entries, connections from several addresses, a real target."""
 
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -29,7 +27,6 @@ from vof.target.access import (
     THIS_MACHINE,
     Allow,
     decide,
-    is_own,
     parse_name,
     parse_origin,
 )
@@ -99,35 +96,6 @@ def allow(text):
 )
 def test_whom_an_entry_means(entry, ivqn, peer, admitted):
     assert allow(entry).admits(ivqn, peer) is admitted
-
-
-@pytest.mark.parametrize(
-    ("address", "own"),
-    [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("198.51.100.1", False),
-        ("2001:db8::1", False),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("255.255.255.255", False),
-        ("fe80::1%nowhere", False),
-    ],
-)
-def test_addresses_of_this_machine(address, own):
-    assert is_own(address) is own
-
-
-def test_its_own_addresses_are_this_machine_and_its_neighbours_are_not(require):
-    for program, package in (("unshare", "util-linux"), ("ip", "iproute2")):
-        require(program, package)
-    inside = ["unshare", "--user", "--map-root-user", "--net"]
-    if subprocess.run([*inside, "true"], capture_output=True).returncode:
-        pytest.skip("no namespaces for users here")
-    command = [*inside, sys.executable, "-m", "tests.target.neighbours"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["0 ", "1 EACLREJECTED"] * 2
 
 
 def test_the_first_that_matches_decides():
