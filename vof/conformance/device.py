@@ -187,7 +187,7 @@ async def config_changes_together(make: Make) -> None:
                 news = trio.Event()
                 seen = await device.get(0, 1)
 
-        with soon("the driver sees the last of many changes"):
+        with soon("the driver sees the last of many changes", 12 * LIMIT):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(driver)
                 for turn in range(0x100):
