@@ -20,6 +20,7 @@ def main() -> int:
     )
     default = qemu.Options()
     parser.add_argument("--native", action="store_true", help="use this machine's RDMA device")
+    parser.add_argument("--iwarp", action="store_true", help="have soft-iWARP, not soft-RoCE")
     parser.add_argument("--module", action="append", default=[], help="insert this one too")
     parser.add_argument("--qemu", action="append", default=[], help="more arguments of QEMU")
     parser.add_argument("--memory", type=int, default=default.memory, metavar="MiB")
@@ -34,7 +35,10 @@ def main() -> int:
     try:
         if args.native:
             return native.run(args.command)
-        options = qemu.Options(args.module, args.qemu, args.memory, args.seconds, args.console)
+        device = "siw" if args.iwarp else "rxe"
+        options = qemu.Options(
+            args.module, args.qemu, args.memory, args.seconds, args.console, device
+        )
         return qemu.run(args.command, options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)

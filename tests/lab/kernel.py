@@ -9,6 +9,7 @@ import lzma
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,24 +51,31 @@ def find() -> Kernel | None:
 
 def get() -> Kernel:
     """Return the kernel, which is fetched by the first who asks. Raises LabError."""
-    top = cache()
-    top.mkdir(parents=True, exist_ok=True)
-    with (top / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        kernel = find()
-        if kernel is None:
-            print("lab: fetching a kernel from Debian, once", file=os.sys.stderr)
-            try:
-                _fetch(top)
-            except subprocess.CalledProcessError as error:
-                words = " ".join(map(str, error.cmd[:2]))
-                raise LabError(f"{words} failed: {error.stderr.strip()[-500:]}") from None
-            kernel = find()
-            assert kernel
+    once(cache() / "ready", "fetching a kernel from Debian", lambda: _fetch(cache()))
+    kernel = find()
+    assert kernel
     return kernel
 
 
-def _run(*words: str | Path, **options) -> str:
+def once(made: Path, how: str, make: Callable[[], None]) -> None:
+    """Have the first who asks make what is missing in the cache. Raises LabError."""
+    if made.exists():
+        return
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with (made.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            return
+        print(f"lab: {how}, once", file=os.sys.stderr)
+        try:
+            make()
+        except subprocess.CalledProcessError as error:
+            words = " ".join(map(str, error.cmd[:2]))
+            raise LabError(f"{words} failed: {error.stderr.strip()[-500:]}") from None
+
+
+def run(*words: str | Path, **options) -> str:
+    """Run a program; return what it says. Raises subprocess.CalledProcessError."""
     return subprocess.run(words, check=True, capture_output=True, text=True, **options).stdout
 
 
@@ -78,18 +86,17 @@ def mirror() -> str:
     if not shutil.which("apt-get"):
         raise LabError("the lab's kernel is a Debian package, and there is no apt-get here")
     wanted = "$(REPO_URI) $(ORIGIN) $(LABEL)", "Identifier: Packages"
-    for line in _run("apt-get", "indextargets", "--format", *wanted).splitlines():
+    for line in run("apt-get", "indextargets", "--format", *wanted).splitlines():
         uri, *whose = line.split()
         if whose == ["Debian", "Debian"]:
             return uri
     raise LabError("no Debian mirror in this machine's apt sources: set VOF_LAB_MIRROR to one")
 
 
-def _fetch(top: Path) -> None:
-    """Fetch and unpack; what is complete appears as ``ready``, at once."""
-    work = top / "work"
+def backports(work: Path) -> list[str]:
+    """Return options of apt's programs that let them see the suite; their state is in ``work``."""
     shutil.rmtree(work, ignore_errors=True)
-    for name in ("apt/lists/partial", "apt/cache/archives/partial", "new/bin"):
+    for name in ("apt/lists/partial", "apt/cache/archives/partial"):
         (work / name).mkdir(parents=True)
     sources = work / "apt/sources.list"
     sources.write_text(f"deb [signed-by={KEYRING}] {mirror()} {SUITE} main\n")
@@ -100,15 +107,23 @@ def _fetch(top: Path) -> None:
         "Dir::Cache": work / "apt/cache",
         "APT::Sandbox::User": "",
     }
-    backports = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    _run("apt-get", "-q", *backports, "update")
-    depends = _run("apt-cache", *backports, "depends", META).split()
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    run("apt-get", "-q", *words, "update")
+    return words
+
+
+def _fetch(top: Path) -> None:
+    """Fetch and unpack; what is complete appears as ``ready``, at once."""
+    work = top / "work"
+    suite = backports(work)
+    (work / "new/bin").mkdir(parents=True)
+    depends = run("apt-cache", *suite, "depends", META).split()
     package = next(word for word in depends[1:] if word.startswith("linux-image-"))
-    _run("apt-get", "-q", *backports, "download", package, cwd=work)
-    _run("apt-get", "-q", "download", "kmod", cwd=work)
+    run("apt-get", "-q", *suite, "download", package, cwd=work)
+    run("apt-get", "-q", "download", "kmod", cwd=work)
     root = work / "root"
     for archive in work.glob("*.deb"):
-        _run("dpkg", "-x", archive, root)
+        run("dpkg", "-x", archive, root)
     new = work / "new"
     (root / "lib/modules").rename(new / "modules")
     (root / "bin/kmod").rename(new / "bin/kmod")
@@ -118,7 +133,7 @@ def _fetch(top: Path) -> None:
     (root / "lib").rename(root / "other")
     (root / "lib").mkdir()
     (root / "lib/modules").symlink_to(new / "modules")
-    _run(new / "bin/depmod", "-b", root, modules.name)
+    run(new / "bin/depmod", "-b", root, modules.name)
     [packed] = root.glob("boot/vmlinuz-*")
     (new / "vmlinux").write_bytes(unpack(packed.read_bytes()))
     new.rename(top / "ready")

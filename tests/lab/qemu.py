@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tests.lab import kernel as kernels
 from tests.lab.errors import LabError
 from tests.lab.initramfs import archive
+from tests.lab.iwarp import siw
 from tests.lab.kernel import Kernel
 
 QEMU = "qemu-system-x86_64"
@@ -29,8 +30,13 @@ KERNEL = "quiet tsc=reliable mitigations=off audit=0"
 ROOT = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
 BASE = (
     *("configfs", "virtio_pci", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay"),
-    *("crc32_generic", "crc32_pclmul", "rdma_rxe", "rdma_ucm", "ib_uverbs", "dummy"),
+    *("rdma_ucm", "ib_uverbs", "dummy"),
 )
+SOFT = {
+    "rxe": ("crc32_generic", "crc32_pclmul", "rdma_rxe"),
+    "siw": ("crc32c_generic", "libcrc32c"),
+}
+"""Soft RDMA devices, as ``rdma link`` calls them: RoCE and iWARP, and the modules they need."""
 GUEST = Path(__file__).parent / "guest"
 PASSED = ("VOF_", "PYTHON", "PYTEST_", "LANG", "LC_", "TERM", "HOME", "CI", "VIRTUAL_ENV")
 """How names of variables begin that the command sees as we do."""
@@ -48,6 +54,7 @@ class Options(NamedTuple):
         memory: MiB.
         seconds: that it may run.
         console: the kernel's messages go to our stderr.
+        device: of SOFT.
     """
 
     modules: Sequence[str] = ()
@@ -55,6 +62,7 @@ class Options(NamedTuple):
     memory: int = 2048
     seconds: float = 600
     console: bool = False
+    device: str = "rxe"
 
 
 def _machine(kernel: Kernel, accelerator: str, initrd: Path, words: str) -> list[str]:
@@ -99,13 +107,16 @@ def accelerator(kernel: Kernel) -> str:
 
 def _initrd(kernel: Kernel, command: Sequence[str], options: Options) -> bytes:
     """Return the first file system, with all that the guest is to know."""
-    modules = kernels.module_files(kernel, [*BASE, *options.modules])
+    modules = kernels.module_files(kernel, [*BASE, *SOFT[options.device], *options.modules])
+    if options.device == "siw":
+        modules.append(("siw.ko", siw(kernel).read_bytes()))
     settings = {
         "RELEASE": kernel.modules.name,
         "MODULES": str(kernel.modules),
         "TOOLS": str(kernel.tools),
         "ORDER": " ".join(name for name, _ in modules),
         "FOLDER": os.getcwd(),
+        "DEVICE": options.device,
     }
     passed = {key: text for key, text in os.environ.items() if key.startswith(PASSED)}
     passed["PATH"] = (

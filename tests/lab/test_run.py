@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import native
+from tests.lab import iwarp, native
+from tests.lab.errors import LabError
 from tests.lab.initramfs import archive
+from tests.lab.kernel import Kernel
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -84,7 +86,15 @@ def test_the_first_file_system_is_an_archive_that_others_read(tmp_path: Path):
     assert os.access(tmp_path / "bin/busybox", os.X_OK)
 
 
+def test_iwarp_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("VOF_LAB", str(tmp_path))
+    monkeypatch.setattr(iwarp, "COMPILER", "no-such-compiler")
+    kernel = Kernel(tmp_path / "vmlinux", tmp_path / "6.0.0-amd64", tmp_path)
+    with pytest.raises(LabError, match=r"no-such-compiler is missing .*gcc-12"):
+        iwarp.siw(kernel)
+
+
 def test_native_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(native, "DEVICES", tmp_path)
-    with pytest.raises(native.LabError, match="no RDMA device with an address"):
+    with pytest.raises(LabError, match="no RDMA device with an address"):
         native.addresses()
