@@ -273,6 +273,11 @@ def test_a_buffer_too_small_for_anything(buffer):
 # -- the edge -------------------------------------------------------------------------------------
 
 
+def test_a_control_queue_has_receives_for_an_event_behind_each_command():
+    """A configuration that changes all the time is told of after each look at it."""
+    assert V5KeyedInitiator(32, control=True).receives == (2 * 32 + EXTRA, 16)
+
+
 def test_receives_and_room():
     alone = queue(size=3, eager=BUFFER)
     assert alone.stream.receives == (3 + EXTRA, 16)

@@ -82,7 +82,8 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
         super().__init__(size, control)
         self._posts: list[Post] = []
         self._lent: dict[int, Lent] = {}
-        self._receives = size + EXTRA, MESSAGE_BYTES
+        events = size if control else 0  # a command that looks may be followed by the next event
+        self._receives = size + events + EXTRA, MESSAGE_BYTES
         self._find: Callable[[Buffer], tuple[int, Registration] | None]
         self._out: Slots
         self._in: Slots
@@ -98,7 +99,7 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
 
     @property
     def receives(self) -> tuple[int, int]:
-        """One for each command in flight, and some. A completion is read when it comes."""
+        """One for each command in flight and its event, and some. All is read when it comes."""
         return self._receives
 
     @property

@@ -314,6 +314,8 @@ class RdmaListener(Listener):
         self._watch: Watch
         host, port = self._listen().local
         self._address = address[0], port, *address[2:]
+        if scope := int(address[3]) if len(address) > 3 else 0:
+            host += f"%{socket.if_indextoname(scope)}"
         self.url = url._replace(host=host, port=port)
 
     def _listen(self) -> Id:
@@ -324,7 +326,7 @@ class RdmaListener(Listener):
             identity.listen(address, only_this_family=self._family == socket.AF_INET6)
         except OSError as error:
             self._watch.destroy(identity)
-            if error.errno == errno.ENODEV:
+            if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
                 what = f"no RDMA device has the address {self.url.host}; see vof doctor"
                 raise NoRdma(error.errno, what) from None
             raise

@@ -55,7 +55,8 @@ VECTOR = ("dlid", "sl", "src_path_bits", "static_rate", "port_num", "is_global")
 ROUTE = ("sgid_index", "hop_limit", "flow_label", "traffic_class")
 """Attributes by their names, which rdmacm and pyverbs share."""
 
-SENDS = 256
+SENDS = 255
+"""One below a power of two: soft-RoCE has room for one more, and rounds up."""
 RECEIVES = 1024 + EXTRA
 MESSAGES = 16
 """Places for messages to send that are made at a time."""
@@ -244,15 +245,17 @@ class Endpoint(QueuePair):
         """Take what completed. See ``QueuePair``."""
         if not self.alive or self._failure:
             raise self._lost(self._failure)
-        count, completions = self._queue.poll(ALL)
-        if not count:
-            if self._notes.poll(0):
+        try:
+            count, completions = self._queue.poll(ALL)
+            if not count and self._notes.poll(0):
                 self._channel.get_cq_event(self._queue)
                 self._queue.ack_events(1)
                 self._queue.req_notify()
                 count, completions = self._queue.poll(ALL)
-            if not count:
-                return 0, []
+        except self._error as error:  # the device is gone
+            raise self._lost(str(error)) from None
+        if not count:
+            return 0, []
         give = self._places.give
         messages: list[bytes] = []
         last = self._completed
