@@ -114,6 +114,12 @@ LIBRARY = "usr/lib/x86_64-linux-gnu/librdmacm.so.1.3.44.0"
 CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
 
 
+def may(capabilities: str):
+    """A process with these, and a low limit."""
+    files = {"proc/self/status": f"Name:\tvof\nCapEff:\t{capabilities}\n"}
+    return files, {"limits": {"nofile": 1, "memlock": 8 << 20}}
+
+
 @pytest.mark.parametrize(
     ("name", "files", "values", "level", "said"),
     [
@@ -130,6 +136,8 @@ CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
         ("nofile", {}, {"limits": {"nofile": UNLIMITED, "memlock": 0}}, "ok", ("unlimited",)),
         ("memlock", {}, {"limits": {"nofile": 1, "memlock": 8 << 20}}, "warn", ("ulimit -l",)),
         ("memlock", {}, {"limits": {"nofile": 1, "memlock": 64 << 20}}, "ok", ("67108864",)),
+        ("memlock", *may("0000000000004000"), "ok", ("as much as there is",)),
+        ("memlock", *may("ffffffffffffbfff"), "warn", ("ulimit -l",)),
         ("cpus", {}, {"cpus": 1}, "note", ("1 CPU", "VOF_POLL_US=0")),
         ("virtual", {"proc/cpuinfo": "flags : fpu hypervisor x\n"}, {}, "note", ("wake-up",)),
         ("poll_us", {}, {"environ": {"VOF_POLL_US": "0"}}, "note", ("off", "unset")),

@@ -22,6 +22,8 @@ BACKLOG = 1024
 """Connections that wait for a target to accept them."""
 SPARE_FILES = 64
 LOCKED = 64 << 20
+CAP_IPC_LOCK = 14
+"""Number of the capability that no limit of locked memory counts for."""
 WINDOW = 4 << 20
 QUICK_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
 IN_MEMORY = ("tmpfs", "ramfs")
@@ -117,13 +119,24 @@ def _limits(machine: Machine) -> Iterator[Finding]:
     else:
         yield Finding("nofile", "ok", "unlimited" if files == UNLIMITED else f"{files} open files")
     locked = machine.limits["memlock"]
-    if locked == UNLIMITED or locked >= LOCKED:
+    if _locks_all(machine):
+        yield Finding("memlock", "ok", "this user may lock as much as there is")
+    elif locked == UNLIMITED or locked >= LOCKED:
         seen = "unlimited" if locked == UNLIMITED else f"{locked} bytes"
         yield Finding("memlock", "ok", seen)
     else:
         level = "warn" if machine.names("sys/class/infiniband") else "note"
         todo = "only for RDMA, whose buffers are locked: ulimit -l unlimited, or LimitMEMLOCK="
         yield Finding("memlock", level, f"{locked} bytes may be locked", todo)
+
+
+def _locks_all(machine: Machine) -> bool:
+    """Return whether the limit of locked memory is none for this process."""
+    for line in machine.read("proc/self/status").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> CAP_IPC_LOCK & 1)
+    return False
 
 
 def _polling(machine: Machine) -> Iterator[Finding]:

@@ -143,18 +143,20 @@ class Device:
 
     @classmethod
     def open(cls, name: str, transport: int) -> "Device":
-        """Return a device, which all users share. Raises NoRdma."""
-        device = cls._open.get(name) or cls(name, transport)
-        cls._open[name] = device
-        device._users += 1
+        """Return a device, which all users share, in whatever thread. Raises NoRdma."""
+        with _opening:
+            device = cls._open.get(name) or cls(name, transport)
+            cls._open[name] = device
+            device._users += 1
         return device
 
     def close(self) -> None:
         """Let go of it, once for each ``open``."""
-        self._users -= 1
-        if not self._users:
-            del self._open[self.name]
-            self.context.close()
+        with _opening:
+            self._users -= 1
+            if not self._users:
+                del self._open[self.name]
+                self.context.close()
 
 
 class VerbsDomain(Domain):
