@@ -20,6 +20,7 @@ from vof.target.limits import Limits
 from vof.transport.sockets import BACKLOG
 
 ROOT = Path(__file__).parents[2]
+NODE = "sys/class/infiniband/mlx5_0/node_type"
 GIDS = "sys/class/infiniband/mlx5_0/ports/1/gids/"
 DIST = "usr/lib/python3/dist-packages/pyverbs/"
 GOOD = {
@@ -30,7 +31,7 @@ GOOD = {
     "proc/sys/kernel/io_uring_disabled": "0\n",
     "proc/self/mounts": "a / ext4 rw 0 0\nb /images xfs rw 0 0\nc /images/fast tmpfs rw 0 0\n",
     "sys/devices/system/clocksource/clocksource0/current_clocksource": "tsc\n",
-    "sys/class/infiniband/mlx5_0/node_type": "1: CA\n",
+    NODE: "1: CA\n",
     GIDS + "0": "fe80:0000:0000:0000:c0a4:d1ff:fe50:7e43\n",
     GIDS + "1": "0000:0000:0000:0000:0000:ffff:0a00:0001\n",
     GIDS + "2": "0000:0000:0000:0000:0000:0000:0000:0000\n",
@@ -155,6 +156,7 @@ def may(capabilities: str):
         ("rdma.address", {}, {}, "ok", ("10.0.0.1",)),
         ("rdma.address", {GIDS + "3": "2001:db8::7"}, {}, "ok", ("10.0.0.1 2001:db8::7",)),
         ("rdma.address", {GIDS + "1": None}, {}, "note", ("ip address add",)),
+        ("rdma.address", {NODE: "4: RNIC", GIDS + "0": "42:ac11:2::"}, {}, "note", ("iWARP",)),
         ("librdmacm", {LIBRARY: None}, {}, "note", ("apt install rdma-core",)),
         ("helper.virtiofsd", {"usr/libexec/virtiofsd": None}, {}, "note", ("apt install",)),
         ("helper.virtiofsd", {}, {}, "ok", ("/usr/libexec/virtiofsd",)),

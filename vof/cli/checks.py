@@ -25,6 +25,8 @@ LOCKED = 64 << 20
 CAP_IPC_LOCK = 14
 """Number of the capability that no limit of locked memory counts for."""
 WINDOW = 4 << 20
+IWARP = "4"
+"""How the type of a node of iWARP begins."""
 QUICK_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
 IN_MEMORY = ("tmpfs", "ramfs")
 
@@ -210,8 +212,11 @@ def _rdma(machine: Machine) -> Iterator[Finding]:
     if addresses:
         yield Finding("rdma.address", "ok", ", ".join(map(" ".join, addresses)))
     else:
-        todo = "only for RDMA: give the interface of a device an address: ip address add"
-        yield Finding("rdma.address", "note", "no RDMA device has an IP address", todo)
+        todo = (
+            "only for RDMA: give the interface of a device an address: ip address add; "
+            "that of an iWARP device is not shown here"
+        )
+        yield Finding("rdma.address", "note", "no RDMA device shows an IP address", todo)
     if any(library.startswith("librdmacm.so.1") for library in _libraries(machine)):
         yield Finding("librdmacm", "ok", "installed")
     else:
@@ -226,7 +231,12 @@ def rdma_addresses(machine: Machine) -> list[str]:
 
 
 def _addresses(machine: Machine, device: str) -> list[str]:
-    """Return the IP addresses of a device, as its table of global identifiers has them."""
+    """Return the IP addresses of a device, as its table of global identifiers has them.
+
+    That of an iWARP device has none: what is there is an address of hardware.
+    """
+    if machine.read(f"sys/class/infiniband/{device}/node_type").startswith(IWARP):
+        return []
     top = f"sys/class/infiniband/{device}/ports"
     found: dict[str, None] = {}
     for port in machine.names(top):
