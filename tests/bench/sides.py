@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 VOF = Path(sys.executable).with_name("vof")
-START_S = 60.0
+START_S = 240.0
 """For a server to start or to end: on a machine that is emulated, and busy, that takes long."""
 ADDRESS = "127.0.0.1"
 SYS_IO_URING_SETUP = 425

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What counts copies counts all there are. With RDMA, ``tests/bench/rdma`` shows both outcomes."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.bench.copies import Copies, counted, counting, library
+from tests.bench.copies import SIZES, Copies, counted, counting, library
 
 SIZE = 100_000
 BEGIN = "import os; size = 100_000; data, room = os.urandom(size), bytearray(size); "
@@ -43,6 +44,19 @@ def test_it_counts_what_python_copies(made, tmp_path, code, copies, zeroes):
         counts.append(counted(count))
     more = [(b - a) / SIZE for a, b in zip(*counts, strict=True)]
     assert more == pytest.approx([copies, zeroes], abs=0.02)
+
+
+def test_a_byte_is_moved_once_and_by_the_carrier(made, tmp_path):
+    """In requests of 16 KiB and more; what is not in the pool is copied besides."""
+    command = [*counting(made, tmp_path / "count"), sys.executable, "-m", "tests.bench.within"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = [Copies(**one) for one in json.loads(done.stdout)]
+    assert {one.size for one in found if one.pooled} == set(SIZES)
+    for one in found:
+        more = 0 if one.pooled else 1 if one.mix == "write" else 2
+        assert one.initiator == pytest.approx(1 + more, abs=0.01), one
+        assert one.zeroed == 0
 
 
 def test_what_is_wanted():
