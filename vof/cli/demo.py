@@ -103,8 +103,9 @@ def rdma(address: str) -> str:
     found = [address] if address else rdma_addresses(Machine())
     if not found:
         raise VofError(
-            "no RDMA device of this machine has an IP address: vof doctor says what is missing; "
-            "without hardware, from the sources of vof: tests/lab/run vof demo --rdma"
+            "no RDMA device shows an IP address: vof doctor says what is missing; "
+            "that of iWARP is to be named, as --rdma ADDRESS; "
+            "without hardware, from vof's sources: tests/lab/run vof demo --rdma --size 8M"
         )
     host = found[0]
     return f"vof+rdma://[{host}]" if ":" in host else f"vof+rdma://{host}"
