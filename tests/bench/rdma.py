@@ -131,8 +131,8 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print. Returns the exit status: 1 for a copy where there must be none."""
     options = arguments()
     address = os.environ["VOF_RDMA_ADDRESSES"].split()[0]
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
@@ -165,7 +165,8 @@ def main() -> None:
         }
         json.dump(document, sys.stdout, indent=2)
         print()
+    return int(not all(one.right for one in copies))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
