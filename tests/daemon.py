@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ANY = ("--listen", "vof+tcp://127.0.0.1:0")
-LONGEST_S = 60
+LONGEST_S = 100
 BUFFERED = {key: os.environ[key] for key in os.environ if key != "PYTHONUNBUFFERED"}
 """So that it shows whether the target itself flushes what it announces."""
 

@@ -18,6 +18,8 @@ from vof.virtio.constants import VIRTIO_F_VERSION_1, bit
 
 URL = "vof+loopback+keyed://wire"
 DESC = struct.Struct("<QII")
+RECEIVES = 100, 16
+LIMIT = 60
 
 
 class Raw:
@@ -51,7 +53,7 @@ class Raw:
 class Peer:
     """One connection; every wait is bounded."""
 
-    def __init__(self, connection, nursery, receives=(1000, 16)) -> None:
+    def __init__(self, connection, nursery, receives=RECEIVES) -> None:
         self.connection = connection
         self.memory = connection.pool
         self.raw = Raw(receives)
@@ -87,7 +89,7 @@ class Peer:
 
     async def take(self) -> bytes:
         """Return the next message, b"" at the end."""
-        with trio.fail_after(5):
+        with trio.fail_after(LIMIT):
             while not self.raw.got and self.connection.error is None:
                 await self.connection.wait()
                 self.connection.receive()
@@ -129,7 +131,7 @@ class Peer:
 class Target(wire.Target):
     """A server on queue pairs."""
 
-    async def peer(self, receives=(1000, 16)) -> Peer:
+    async def peer(self, receives=RECEIVES) -> Peer:
         connection = await connect(self.url)
         self.peers.append(connection)
         return Peer(connection, self.nursery, receives)

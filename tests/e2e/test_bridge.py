@@ -52,7 +52,7 @@ async def bridged(path, memory=64 * MIB):
     async with trio.open_nursery() as nursery:
         region = Region(memory)
         device = VhostUserDevice(path, VIRTIO_ID_BLOCK, region, nursery)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while True:
                 try:
                     await device.open()

@@ -35,21 +35,26 @@ def moved(monkeypatch):
     assert not faults
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-async def test_payload_lands_where_the_device_reads_it(require, tmp_path, dialect, moved):
+async def payload_lands(path, make, moved):
+    """A disk is bridged and used through ``make``; what is moved is moved to and from its rings."""
     data = random.Random(1).randbytes(300 * KIB)
-    with backend(require, tmp_path) as (path, _):
-        async with bridged(path, 16 * MIB) as (device, nursery):
-            bridge = await Bridge.open(device, nursery)
-            async with fabric(URL, dialect)(bridge) as remote, Blk(remote) as disk:
-                await disk.write(0, data)
-                assert await disk.read(0, len(data)) == data
+    async with bridged(path, 16 * MIB) as (device, nursery):
+        bridge = await Bridge.open(device, nursery)
+        async with make(bridge) as remote, Blk(remote) as disk:
+            await disk.write(0, data)
+            assert await disk.read(0, len(data)) == data
     region = device.pool
     within = range(region.address, region.address + region.size)
     for kind in (READ, READ + 1):
-        large = [where for way, where, size, _ in moved if way == kind and size >= 16 * KIB]
+        large = [where for way, where, size, *_ in moved if way == kind and size >= 16 * KIB]
         assert large
         assert all(where in within for where in large)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_payload_lands_where_the_device_reads_it(require, tmp_path, dialect, moved):
+    with backend(require, tmp_path) as (path, _):
+        await payload_lands(path, fabric(URL, dialect), moved)
 
 
 @pytest.mark.parametrize("outer", ["vof+loopback+keyed://outer", "vof+loopback://outer"])

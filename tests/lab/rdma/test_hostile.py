@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Initiators that break every rule over RDMA, beside one that must not notice."""
+"""Initiators that break every rule over RDMA, in each dialect, beside one that must not notice."""
 
 from contextlib import asynccontextmanager
 
 import trio
 
 import vof
+from tests.e2e import test_hostile_keyed_v0 as v0
 from tests.e2e.test_hostile_keyed import BAD, ENDS, noise, vq_of_four
 from tests.models import Echo
 from tests.wire import command
@@ -16,7 +17,8 @@ from vof.target.limits import Limits
 from vof.transport import connect
 from vof.virtio.device import VirtqueueInfo
 
-LIMIT = 100
+LIMIT = 200
+ROUNDS = 20
 
 
 @asynccontextmanager
@@ -33,7 +35,7 @@ async def innocent(target):
         async def work() -> None:
             nonlocal rounds
             answer = device.pool.alloc(512)
-            while not over.is_set():
+            while rounds < ROUNDS or not over.is_set():
                 data = rounds.to_bytes(8, "little") * 64
                 assert await requests.request([data, answer], 1, 1) == len(data)
                 assert answer == data
@@ -44,7 +46,6 @@ async def innocent(target):
                 nursery.start_soon(work)
                 yield
                 over.set()
-        assert rounds > 20
 
 
 async def gone(target, but: int) -> None:
@@ -68,6 +69,19 @@ async def test_each_in_its_way(address: str, flat):
                 assert (await queue.take())[:2] == bytes(2), name
                 assert bytes(view) == b"abcd"
             assert (await control.ask(v5.GET_STATUS))["status"] == 0, name
+            for one in (control, queue):
+                one.connection.close()
+        await gone(target, 2)
+
+
+async def test_each_in_its_way_in_v0(address: str, flat):
+    async with serving(Echo, url=f"vof+rdma://{address}:0") as target, innocent(target):
+        for name, bad in v0.BAD.items():
+            control, queue = await v0.joined(target)
+            queue.send(bad(queue))
+            assert await v0.completion(queue) is None, name
+            control.send(v0.plain(v0.GET_STATUS))
+            assert (await v0.completion(control)).status == 0, name
             for one in (control, queue):
                 one.connection.close()
         await gone(target, 2)

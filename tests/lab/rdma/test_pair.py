@@ -17,13 +17,13 @@ from vof.protocol.keyed import READ, WRITE
 from vof.protocol.registered import LOCAL, REMOTE_READ, REMOTE_WRITE
 from vof.transport import connect, listen, parse_url
 
-LIMIT = 20
 DEVICES = {path.parent.name: path.read_text() for path in DEVICE_FOLDER.glob("*/node_type")}
 IWARP = any("RNIC" in kind for kind in DEVICES.values())
 checked = pytest.mark.skipif(
     any(name.startswith("siw") for name in DEVICES),
     reason="soft-iWARP lets a peer read whatever is registered",
 )
+LIMIT = 100
 HOSTS = [f"[{one}]" if ":" in one else one for one in ADDRESSES]
 
 
@@ -158,7 +158,7 @@ async def test_no_wake_up_is_lost(ends):
                     await connection.sleep()
                 connection.flush()  # receives, for what came
 
-    with trio.fail_after(60):
+    with trio.fail_after(LIMIT):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(talk, 0)
             nursery.start_soon(talk, 1)

@@ -25,7 +25,7 @@ from vof.virtio.blk import REQUEST, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT
 from vof.virtio.device import VirtqueueInfo
 
 KIB, MIB = 1 << 10, 1 << 20
-LIMIT = 60
+LIMIT = 200
 V6 = next(f"[{one}]" for one in ADDRESSES if ":" in one)
 
 
