@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.daemon import Daemon
 from tests.lab.conftest import ADDRESSES
+from tests.lab.rdma.forked import Process, program
 
 
 @pytest.fixture(scope="session")
@@ -35,17 +35,26 @@ def flat():
 
 
 @pytest.fixture
-def start(address: str):
-    """Return ``start(*words)``: a target process that listens on RDMA, and its first URL."""
+def run():
+    """Return ``run(function, *args)``: a ``Process``, which is ended at the end of the test."""
     started = []
 
-    def start(*words: str, host: str = address) -> tuple[Daemon, str]:
-        listen = ("--listen", f"vof+rdma://{host}:0", "--allow", "*@any")
-        started.append(Daemon((*listen, *words)))
-        return started[-1], started[-1].line()
+    def run(function, *args) -> Process:
+        started.append(Process(function, *args))
+        return started[-1]
 
-    yield start
+    yield run
     for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.communicate()
+        one.close()
+
+
+@pytest.fixture
+def start(address: str, run):
+    """Return ``start(*words)``: a target process that listens on RDMA, and its first URL."""
+
+    def start(*words: str, host: str = address) -> tuple[Process, str]:
+        listen = ("--listen", f"vof+rdma://{host}:0", "--allow", "*@any", "--admin", "none")
+        target = run(program, "target", *listen, *words)
+        return target, target.line()
+
+    return start
