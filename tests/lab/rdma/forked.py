@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 import trio
 
 import vof
-import vof.cli.bench
 import vof.cli.target
 import vof.target.daemon
 import vof.transport.rdma

@@ -9,22 +9,17 @@ import os
 
 import pytest
 
-from tests.daemon import Daemon
+from tests.lab.rdma.forked import program
 from tests.lab.rdma.test_pair import IWARP
 from vof.cli import checks, main
 from vof.cli.machine import Machine
 
 
 @pytest.fixture
-def disk(address: str):
+def disk(address: str, run) -> str:
     """The URL of a disk whose target was told nothing about access."""
-    target = Daemon(("--listen", f"vof+rdma://{address}:0", "--mem", "1M,tvqn=disk"))
-    try:
-        yield target.line()
-        target.signal()
-        assert target.end()[0] == 0
-    finally:
-        target.process.kill()
+    words = ("--listen", f"vof+rdma://{address}:0", "--admin", "none", "--mem", "1M,tvqn=disk")
+    return run(program, "target", *words).line()
 
 
 def test_the_address_is_known(address: str):

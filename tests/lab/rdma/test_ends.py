@@ -30,10 +30,10 @@ async def run(*words: str) -> str:
     return done.stdout.decode()
 
 
-async def device_comes(name: str) -> None:
+async def device_comes(name: str, address: str = SPARE) -> None:
     """A device on an interface of its own, both with this name."""
     await run("ip", "link", "add", name, "type", "dummy")
-    await run("ip", "address", "add", f"{SPARE}/24", "dev", name)
+    await run("ip", "address", "add", f"{address}/24", "dev", name)
     await run("ip", "link", "set", name, "up")
     await run("rdma", "link", "add", f"{name}rxe", "type", "rxe", "netdev", name)
 
