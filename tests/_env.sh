@@ -11,11 +11,14 @@ PROGRAMS=(
     qemu-storage-daemon:qemu-system-common dpdk-testpmd:dpdk-dev cc:gcc
     /usr/include/dlfcn.h:libc6-dev
 )
-# What tests/lab needs; a path stands for what is no program, or not known by its name.
-LAB=(
-    qemu-system-x86_64:qemu-system-x86 /usr/share/doc/busybox-static:busybox-static zstd:zstd
+# What RDMA needs, and what tests/lab does; a path stands for what is no program, or not known by its name.
+RDMA=(
     ip:iproute2 /usr/share/doc/rdma-core:rdma-core ibv_devices:ibverbs-utils rping:rdmacm-utils
     /usr/share/doc/python3-pyverbs:python3-pyverbs
+)
+LAB=(
+    qemu-system-x86_64:qemu-system-x86 /usr/share/doc/busybox-static:busybox-static zstd:zstd
+    "${RDMA[@]}"
 )
 
 say() { printf 'setup: %s\n' "$*" >&2; }
