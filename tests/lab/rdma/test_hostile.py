@@ -57,7 +57,8 @@ async def gone(target, but: int) -> None:
 
 async def test_each_in_its_way(address: str, flat):
     async with serving(Echo, url=f"vof+rdma://{address}:0") as target, innocent(target):
-        for name, (bad, status) in BAD.items():
+
+        async def one(name: str, bad, status: int) -> None:
             control, queue = await target.peer(), await target.peer()
             assert await queue.join(await control.control()) == v5.OK, name
             await control.start()
@@ -69,21 +70,30 @@ async def test_each_in_its_way(address: str, flat):
                 assert (await queue.take())[:2] == bytes(2), name
                 assert bytes(view) == b"abcd"
             assert (await control.ask(v5.GET_STATUS))["status"] == 0, name
-            for one in (control, queue):
-                one.connection.close()
+            for peer in (control, queue):
+                peer.connection.close()
+
+        async with trio.open_nursery() as nursery:
+            for name, (bad, status) in BAD.items():
+                nursery.start_soon(one, name, bad, status)
         await gone(target, 2)
 
 
 async def test_each_in_its_way_in_v0(address: str, flat):
     async with serving(Echo, url=f"vof+rdma://{address}:0") as target, innocent(target):
-        for name, bad in v0.BAD.items():
+
+        async def one(name: str, bad) -> None:
             control, queue = await v0.joined(target)
             queue.send(bad(queue))
             assert await v0.completion(queue) is None, name
             control.send(v0.plain(v0.GET_STATUS))
             assert (await v0.completion(control)).status == 0, name
-            for one in (control, queue):
-                one.connection.close()
+            for peer in (control, queue):
+                peer.connection.close()
+
+        async with trio.open_nursery() as nursery:
+            for name, bad in v0.BAD.items():
+                nursery.start_soon(one, name, bad)
         await gone(target, 2)
 
 
