@@ -14,6 +14,8 @@ from tests.wire import Peer, command, connect_control, names, request, serving
 from vof.errors import InvalidArgument
 from vof.protocol import v5
 from vof.target.limits import Limits
+from vof.transport import listen, parse_url
+from vof.transport.base import USUAL
 from vof.transport.sockets import SocketListener
 
 CONNECTS = [
@@ -37,6 +39,18 @@ async def test_connect_refusals_and_retry_on_the_same_connection():
             assert (got["status"], got["command_id"]) == (status, 1)
         await peer.control()
         assert len(target.server.associations) == 1
+
+
+async def test_listeners_have_room_for_the_queues_of_what_is_used():
+    async with serving(lambda: Echo(queue_sizes=(16, 300))) as target:
+        [listener] = target.server.listeners
+        assert listener.largest == USUAL
+        control = await target.peer()
+        await control.control()
+        assert listener.largest == 300
+        [later] = await listen(parse_url("vof+tcp://127.0.0.1:0"))
+        target.server.listen(later)
+        assert later.largest == 300
 
 
 async def test_virtqueue_connect_refusals():

@@ -110,6 +110,7 @@ class Server:
         self.refusals: Counter[str] = Counter()
         self.ended = Ended()
         self.since = monotonic()
+        self._largest = 0  # of the queues of all models so far
         self._nursery: trio.Nursery
         self._tidy = Tidy()
         self.budget = self.books.total.budget
@@ -146,6 +147,7 @@ class Server:
 
     def listen(self, listener: Listener) -> None:
         """Accept connections from one more place; the listener is the server's from here on."""
+        listener.largest = max(listener.largest, self._largest)
         scope = self.listeners[listener] = trio.CancelScope()
         self._nursery.start_soon(self._accept, listener, scope)
 
@@ -376,6 +378,9 @@ class Server:
         except (VofError, OSError) as error:
             log.error("%s: cannot make a device: %s", tvqn, error)
             raise Refused(v5.ENODEV) from None
+        self._largest = max(self._largest, *model.queue_sizes)
+        for listener in self.listeners:  # those of its queues come next
+            listener.largest = max(listener.largest, self._largest)
         ident = secrets.randbelow(v5.NEW_INSTANCE)
         while ident in self.associations:
             ident = secrets.randbelow(v5.NEW_INSTANCE)

@@ -18,6 +18,8 @@ SAFE = "/:@,;=-._~"
 """What stands in a name or a path as it is."""
 LARGEST = 1 << 15
 """The largest queue of virtio."""
+USUAL = 128
+"""A queue of usual size."""
 WITH_PORT = ("vof+tcp", "vof+rdma")
 """Schemes whose URLs have a port."""
 
@@ -196,9 +198,12 @@ class Listener(ABC):
 
     Attributes:
         url: where it listens, with the real port, without a device.
+        largest: requests of the largest queue that those who connect are expected to have. Who
+            knows of larger ones says so before they connect; there may be no room for them else.
     """
 
     url: Url
+    largest = USUAL
 
     @abstractmethod
     async def accept(self) -> Connection:

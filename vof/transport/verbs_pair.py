@@ -57,11 +57,12 @@ ROUTE = ("sgid_index", "hop_limit", "flow_label", "traffic_class")
 
 SENDS = 255
 """One below a power of two: soft-RoCE has room for one more, and rounds up."""
-RECEIVES = 1024 + EXTRA
+LARGEST = 1024
+"""The largest queue."""
 MESSAGES = 16
 """Places for messages to send that are made at a time."""
-ALL = SENDS + RECEIVES
-"""As many as a completion queue holds."""
+ALL = SENDS + LARGEST + EXTRA
+"""As many as a completion queue may hold."""
 SIGNAL_EVERY = 32
 """Of what is not read, every so manyth tells that it completed, and the last."""
 
@@ -103,7 +104,9 @@ class Endpoint(QueuePair):
         why: why that is gone, as far as somebody told; "" for nobody did.
     """
 
-    def __init__(self, domain: VerbsDomain, memory: Memory, access: int, peer: str) -> None:
+    def __init__(
+        self, domain: VerbsDomain, memory: Memory, access: int, peer: str, size: int
+    ) -> None:
         """Make one that is not connected.
 
         Args:
@@ -111,6 +114,7 @@ class Endpoint(QueuePair):
             memory: see ``QueuePair``.
             access: what the peer may do at most: ACCESS_REMOTE_READ, ACCESS_REMOTE_WRITE or both.
             peer: see above.
+            size: of the queue that there must be room for, up to ``largest``.
 
         Raises:
             VofError: the system refuses.
@@ -124,8 +128,8 @@ class Endpoint(QueuePair):
         self._access = access
         device = domain.device
         self.depth = min(SENDS, device.requests)
-        self._room = min(RECEIVES, device.requests)
-        self.largest = self._room - EXTRA
+        self.largest = min(LARGEST, device.requests - EXTRA)
+        self._room = min(size, self.largest) + EXTRA
         limits = {"max_send_wr": self.depth, "max_recv_wr": self._room}
         try:
             self._channel, self.fd = completion_channel(device)
@@ -192,7 +196,7 @@ class Endpoint(QueuePair):
         if len(self._ready) + count > self._room:
             raise VofError(
                 f"{self.domain.device.name} has no room for a queue of {count}: "
-                f"at most {self.largest}"
+                f"at most {self._room - EXTRA}"
             )
         known, entry = self._receives, self._requests.places[0]
         for left in range(count, 0, -1):

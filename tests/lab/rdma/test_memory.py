@@ -70,6 +70,30 @@ async def test_a_name_of_several_addresses_is_listened_on_where_there_is_rdma(fl
     listener.close()
 
 
+async def test_a_queue_as_large_as_can_be(flat):
+    """There is room for it once the target knows that its device has one."""
+    sizes = (2048, 16)
+    async with serving(lambda: Echo(queue_sizes=sizes), url=f"vof+rdma://{HOSTS[0]}:0") as target:
+        async with vof.connect(str(target.url)) as device:
+            assert await device.get_vq_size(0) == 1024
+            await device.initialize(0)
+            [vq] = await device.find_vqs([VirtqueueInfo("q")])
+            await device.ready()
+            answers = [bytearray(4) for _ in range(1024)]
+            for number, answer in enumerate(answers):
+                vq.add_sgs([number.to_bytes(4, "little"), answer], 1, 1, number)
+            assert vq.num_free == 0
+            vq.kick()
+            used = set()
+            with trio.fail_after(LIMIT):
+                while len(used) < len(answers):
+                    await vq.wait_used()
+                    while (found := vq.get_buf()) is not None:
+                        used.add(found)
+            assert used == {(number, 4) for number in range(1024)}
+            assert [int.from_bytes(each, "little") for each in answers] == list(range(1024))
+
+
 def link_local() -> tuple[str, str]:
     """Return a link-local address of an interface that has RDMA, and its zone."""
     places = Path("/sys/class/infiniband").glob("*/ports/*/gid_attrs/ndevs/0")
