@@ -59,6 +59,7 @@ class Bare:
         self._ready.register(endpoint.fd, select.POLLIN)
         self.message = self._busy if style == "busy" else self._events
         self._count = 0
+        endpoint.arm()
 
     def send(self, size: int, write: tuple[int, int] | None = None) -> list[object]:
         """Make a SEND, of which some are signaled, with a write in front of it if there is one."""

@@ -34,6 +34,10 @@ async def test_messages_and_transfers_in_order(make):
     assert ends.far.receive()
     assert ends.streams[1].got == [b"message"]
     assert not ends.near.receive()
+    assert ends.streams[0].done == 1  # the read
+    ends.streams[0].expects = True
+    ends.near.flush()
+    assert not ends.near.receive()
     assert ends.streams[0].done == 3
     assert (ends.near.bytes_in, ends.near.bytes_out) == (5, 12)
     assert (ends.far.bytes_in, ends.far.bytes_out) == (7, 0)
@@ -122,6 +126,7 @@ async def test_no_more_is_under_way_than_there_is_room_for(make):
     assert not ends.near.blocked
     with trio.fail_after(LIMIT):
         await ends.near.drained()
+    assert not ends.near.receive()
     assert ends.streams[0].done == 8
     assert ends.streams[1].got == [b"%d" % number for number in range(8)]
 
@@ -241,9 +246,13 @@ async def test_posts_that_complete_wake_nobody_who_does_not_wait_for_them(make):
     ends = make()
     ends.ready()
     ends.near.receive()
+    for pair in ends.pairs:
+        pair.arm()
     ends.send(b"one")
     assert not readable(ends.pairs[0])
     assert readable(ends.pairs[1])
+    ends.pairs[1].disarm()
+    assert not readable(ends.pairs[1])
     ends.streams[1].waiting.append(b"answer")
     ends.far.flush()
     assert readable(ends.pairs[0])
@@ -252,16 +261,38 @@ async def test_posts_that_complete_wake_nobody_who_does_not_wait_for_them(make):
     ends.send(b"two")
     ends.streams[0].expects = True
     assert not ends.near.receive()
+    assert not ends.near.receive()
     assert ends.streams[0].done == 2
+    ends.pairs[0].disarm()
+    ends.pairs[0].arm()
     ends.send(b"three")
     assert readable(ends.pairs[0])
     ends.streams[0].expects = False
     ends.near.receive()
+    ends.pairs[0].disarm()
+    ends.pairs[0].arm()
     ends.send(b"four")
     assert not readable(ends.pairs[0])
     with trio.fail_after(LIMIT):
         await ends.near.drained()  # what completed before counts
+    assert not ends.near.receive()
     assert ends.streams[0].done == 4
+
+
+async def test_who_has_something_to_do_does_not_sleep(make):
+    """Neither over a message, nor over posts that another saw completing."""
+    ends = make()
+    ends.ready()
+    ends.send(b"hello")
+    assert not readable(ends.pairs[1])  # nobody asked for that
+    with trio.fail_after(LIMIT):
+        await ends.far.wait()
+    assert ends.far.receive()
+    with trio.fail_after(LIMIT):
+        await ends.near.drained()
+        await ends.near.sleep()
+    ends.near.receive()
+    assert ends.streams[0].done == 1
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fence", "close"])

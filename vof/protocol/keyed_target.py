@@ -91,8 +91,8 @@ class KeyedTarget(TargetStream, KeyedStream):
 
     @property
     def expects(self) -> bool:
-        """Whether a read is waited for, or memory that others may want."""
-        held = self.paused or self._grant > FREE or not self._pool.heap
+        """Whether a read is waited for, memory that others may want, or the end of it all."""
+        held = self._quiet or self.paused or self._grant > FREE or not self._pool.heap
         return bool(self._under_way) and (self._reading > 0 or held)
 
     @property

@@ -98,18 +98,19 @@ class Connection(ABC):
     mapping: ClassVar[str] = "stream"
     largest = LARGEST
 
-    def __init__(self, peer: str, fd: int) -> None:
+    def __init__(self, peer: str, fd: int, look: Callable[[], bool] | None = None) -> None:
         """Begin.
 
         Args:
             peer: see above.
             fd: readable when ``receive`` may find something; open as long as the connection is.
+            look: see ``Spin``.
         """
         self.peer = peer
         self.pool: Pool = HEAP
         self.error: VofError | None = None
         self.heard = monotonic()
-        self.spin = Spin(fd)
+        self.spin = Spin(fd, look)
         self.dry = True
         self.bytes_in = self.bytes_out = 0
         self.asleep = False

@@ -119,11 +119,11 @@ class LoopbackPair(QueuePair):
         self._receives: deque[int] = deque()
         self._posted: deque[Post] = deque()
         self._under_way: deque[bool] = deque()  # whether each is a read
-        self._done = 0
+        self._done = self._told = 0
+        self._attends = True
         self._messages: list[bytes] = []
         self._error: VofError | None = None
-        self._awake = False
-        self._attends = True
+        self._armed = self._awake = False
 
     def receives(self, count: int, size: int) -> None:
         """Post receives. See ``QueuePair``."""
@@ -154,7 +154,8 @@ class LoopbackPair(QueuePair):
                 self._fail(f"the queue pair is in error: {fault}", fault.told)
                 return
             self._done += 1
-            if self._attends:
+            if self._attends or (type(post) is tuple and post[0] == READ):
+                self._told = self._done
                 self._wake()
 
     def _transfer(self, post: Transfer) -> None:
@@ -184,29 +185,38 @@ class LoopbackPair(QueuePair):
 
     def poll(self) -> tuple[int, list[bytes]]:
         """Take what completed. See ``QueuePair``."""
-        if self._awake:
-            os.eventfd_read(self.fd)
-            self._awake = False
-        done, messages = self._done, self._messages
+        messages = self._messages
+        done = self._done if messages or self._error else self._told
         if done or messages:
-            self._done, self._messages = 0, []
+            self._done -= done
+            self._told, self._messages = 0, []
             for _ in range(done):
                 self._under_way.popleft()
-            if self._error is not None:
-                self._wake()
             return done, messages
         if self._error is not None:
             raise self._error
         return 0, messages
 
     def attend(self, posts: bool) -> None:
-        """Be readable for posts too, or not. See ``QueuePair``."""
+        """Tell of posts, or only with a read or a message. See ``QueuePair``."""
         self._attends = posts
         if posts and self._done:
+            self._told = self._done
             self._wake()
 
+    def arm(self) -> None:
+        """Be readable for what completes from here on. See ``QueuePair``."""
+        self._armed = True
+
+    def disarm(self) -> None:
+        """Be readable no more. See ``QueuePair``."""
+        self._armed = False
+        if self._awake:
+            os.eventfd_read(self.fd)
+            self._awake = False
+
     def _wake(self) -> None:
-        if not self._awake and self.fd >= 0:
+        if self._armed and not self._awake and self.fd >= 0:
             self._awake = True
             os.eventfd_write(self.fd, 1)
 

@@ -8,7 +8,8 @@ its connection empty first looks again for a short while. The rules:
   epoll set, and each look asks for all of them; if another is ready, the spin ends, and the trio
   loop takes its turn. Work in other threads (``offloading``) forbids spinning.
 * Rings in memory need no descriptor: each look also looks into those that are ``attended``, and
-  what there is to do is done at once, in between.
+  what there is to do is done at once, in between. A connection that can be looked at without the
+  system is, too, while it spins: its descriptor is for its sleep, and for the spins of others.
 * A spin must pay. Success keeps the budget near what was needed; failure drops it to zero, and each
   failure in a row doubles the number of sleeps until the next try.
 * Without a budget the CPU is offered once to whoever else wants it: a peer on the same CPU, which
@@ -91,13 +92,25 @@ def leave(look: Callable[[], bool]) -> None:
     _shared.attended = tuple(other for other in _shared.attended if other != look)
 
 
+def _nothing() -> bool:
+    return False
+
+
 class Spin:
     """The spin of one file descriptor. After ``close``, only ``watch`` may still be called."""
 
-    __slots__ = ("_budget", "_epoll", "_failures", "_fd", "_mask", "_skips", "_started")
+    __slots__ = ("_budget", "_epoll", "_failures", "_fd", "_look", "_mask", "_skips", "_started")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, look: Callable[[], bool] | None = None) -> None:
+        """Begin.
+
+        Args:
+            fd: readable when there is something to do.
+            look: returns whether there is, where that can be told without the descriptor; it need
+                not be readable while we spin. Must neither suspend nor raise.
+        """
         self._fd = fd
+        self._look = look
         self._budget = self._failures = self._skips = self._started = 0
         self._epoll = _shared.epoll
         self._mask: int | None = EPOLLIN
@@ -126,13 +139,13 @@ class Spin:
         """Leave the shared set; before the descriptor is closed. Idempotent."""
         if self._mask:
             self._epoll.unregister(self._fd)
-        self._mask = None
+        self._mask = self._look = None
 
     def __call__(self) -> bool:
         """Look once, or for a while where that pays. Never suspends.
 
         Returns:
-            True: the descriptor is ready, and nothing else is.
+            True: the descriptor is ready, or ``look`` says so, and nothing else is.
 
         After False, sleep through the trio loop, and tell ``slept``.
         """
@@ -140,21 +153,21 @@ class Spin:
         self._started = started = perf_counter_ns()
         if started - shared.turn > TURN_NS:
             return False
-        poll = self._epoll.poll
+        poll, own = self._epoll.poll, self._look or _nothing
         budget = self._budget
         for look in shared.attended:
             look()
-        if not (ready := poll(0, 2)):
+        if not (mine := own()) | bool(ready := poll(0, 2)):
             if shared.offloaded:
                 return False  # sched_yield would keep the interpreter lock from the threads
             if not budget:
                 sched_yield()
                 for look in shared.attended:
                     look()
-                ready = poll(0, 2)
+                mine, ready = own(), poll(0, 2)
             else:
                 shared.tries += 1
-                while not (ready := poll(0, 2)):
+                while not (mine := own()) | bool(ready := poll(0, 2)):
                     now = perf_counter_ns()
                     for look in shared.attended:
                         if look():
@@ -170,7 +183,7 @@ class Spin:
                 self._failures = 0
                 took = perf_counter_ns() - started
                 self._budget = min(max(4 * took, shared.budget_ns // 4), shared.budget_ns)
-        return len(ready) == 1 and ready[0] == (self._fd, EPOLLIN)
+        return ready == [(self._fd, EPOLLIN)] if ready else mine
 
     def slept(self) -> None:
         """Note the end of the sleep that followed a spin."""

@@ -29,8 +29,8 @@ class QueuePair(ABC):
     Attributes:
         memory: what it may touch, and where buffers should live. At an initiator it is registered
             for the peer to read and to write, at a target for this side alone.
-        fd: readable when something completed since ``poll`` said that there is nothing, until
-            ``poll`` is called again; see ``attend``. It may be readable for nothing.
+        fd: readable when something completed since ``arm``, until ``disarm``. It may be readable
+            for nothing.
         largest: requests of the largest queue that it has receives for.
         depth: posts that may be under way at a time, reads among them; at least 2.
         reads: reads that may be under way at a time: what both sides agreed on; at least 1.
@@ -56,8 +56,8 @@ class QueuePair(ABC):
     def post(self, posts: Sequence[Post]) -> None:
         """Post messages and transfers, in order, as one chain. There is room for them.
 
-        All of them, or the last at least and each read that others wait for, are to be told by
-        ``poll`` without anything else being posted.
+        Reads that completed are to be told by ``poll`` without anything else being posted; see
+        ``attend`` for the rest.
 
         Raises:
             VofError: the queue pair is of no use any more.
@@ -65,7 +65,7 @@ class QueuePair(ABC):
 
     @abstractmethod
     def poll(self) -> tuple[int, list[bytes]]:
-        """Take what completed.
+        """Take what completed. Asks memory alone, not the system, where that is possible.
 
         Returns:
             How many posts, of the oldest, completed since the last call; and the messages that
@@ -76,11 +76,22 @@ class QueuePair(ABC):
                 ConnectionLost says that the peer ended it, or which of its rules was broken.
         """
 
-    def attend(self, posts: bool) -> None:  # noqa: B027 - who is woken too often loses time only
-        """Say whether ``fd`` must become readable for posts too that complete: so it begins.
+    @abstractmethod
+    def arm(self) -> None:
+        """Let ``fd`` become readable once something completes: before a sleep. Idempotent.
 
-        Else for messages and errors alone; ``poll`` takes all there is anyway. What completed and
-        was not polled counts when it is said that they must.
+        What completed before and was not polled does not count: ``poll`` again.
+        """
+
+    @abstractmethod
+    def disarm(self) -> None:
+        """Let ``fd`` be readable no more, until ``arm``: after a sleep. Idempotent."""
+
+    def attend(self, posts: bool) -> None:  # noqa: B027 - who is told too much loses time only
+        """Say whether posts that complete must be told, all of them: so it begins.
+
+        Else they may be told when others are, or a message comes. Those that were posted before
+        count when it is said that they must.
         """
 
     @abstractmethod
@@ -103,13 +114,13 @@ class KeyedConnection(Connection):
 
     def __init__(self, pair: QueuePair, peer: str) -> None:
         """Begin. The pair is ours; if it is the target's, the peer may send from here on."""
-        super().__init__(peer, pair.fd)
+        super().__init__(peer, pair.fd, self._look)
         self.pool = pair.memory
         self.largest = pair.largest
         self._pair = pair
         self._stream: KeyedStream
         self._nursery: trio.Nursery
-        self._under_way = 0
+        self._under_way = self._done = 0
         self._ready = 1
         self._came: deque[bytes] = deque()
         self._blocked: trio.Event | None = None
@@ -142,7 +153,7 @@ class KeyedConnection(Connection):
         self._attend()
 
     def _attend(self) -> None:
-        """Be woken by posts that complete as long as somebody waits for them, and no longer."""
+        """Be told of posts that complete as long as somebody waits for them, and no longer."""
         posts = self._blocked is not None or self._drains > 0 or self._stream.expects
         if posts != self._attends:
             self._attends = posts
@@ -213,29 +224,38 @@ class KeyedConnection(Connection):
 
     # -- in -----------------------------------------------------------------------------------
 
-    def _reap(self) -> None:
-        """Take what completed; messages are kept."""
+    def _reap(self) -> bool:
+        """Take what completed, and keep it for ``receive``. Return whether that was anything."""
         if self.error is not None:
-            return
+            return False
         try:
             done, messages = self._pair.poll()
         except VofError as error:
             self.fail(error)
-            return
+            return True
         if done:
             self._under_way -= done
+            self._done += done
             self.stuck = monotonic()
-            self._stream.completed(done)
         if messages:
             self._ready -= len(messages)
             assert self._ready >= 0
             self._came += messages
+        return bool(done or messages)
+
+    def _look(self) -> bool:
+        """Return whether there is something to do: without the system, and without a wake-up."""
+        return bool(self._came or self._done) or self._reap()
 
     def receive(self) -> bool:
         """Take what completed and let the stream read it. See ``Connection``."""
-        self.dry = True
         stream, came = self._stream, self._came
-        self._reap()
+        self.dry = not came
+        if not came:
+            self._reap()
+        if self._done:
+            done, self._done = self._done, 0
+            stream.completed(done)
         some = bool(came)
         if some:
             self.heard = monotonic()
@@ -251,7 +271,9 @@ class KeyedConnection(Connection):
 
     async def sleep(self) -> None:
         """The second half of ``wait``, after ``spin()`` said False. Suspends."""
-        if self.error is None and not self._came:
+        if self.error is not None or self._came or self._done:
+            await trio.lowlevel.checkpoint()
+        else:
             self.asleep = True
             try:
                 await self._readable()
@@ -266,12 +288,18 @@ class KeyedConnection(Connection):
             return
         waiter = self._waiter = trio.Event()
         try:
-            await trio.lowlevel.wait_readable(self._pair.fd)
+            self._pair.arm()
+            if self._reap():
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(self._pair.fd)
         except trio.ClosedResourceError:
             pass  # interrupted, or closed, which ``error`` says
         finally:
             self._waiter = None
             waiter.set()
+            if not self._closed:
+                self._pair.disarm()
 
     def interrupt(self) -> None:
         """Wake whoever waits, as if something had come."""

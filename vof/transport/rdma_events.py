@@ -119,7 +119,8 @@ class Link:
             self._events.append(event)
             self._arrived.set()
         elif event.kind in WHY:
-            self._lost(WHY[event.kind])
+            refused = event.kind == rdmacm.REJECTED  # before it knew that we are there
+            self._lost(WHY[rdmacm.DISCONNECTED if refused else event.kind])
 
     async def expect(self, *kinds: int) -> Event:
         """Wait for the next event, which has to be one of these. Raises OSError."""

@@ -5,15 +5,13 @@ What makes it quick enough:
 
 * Work requests are objects that are filled again and again, as posting copies them. They are
   chained once; to post some of them, the last of the chain are filled, which its end ends.
-* Of a chain only reads and the last tell that they completed: all before them did, too.
-* Completions are polled all at once.
-
-A completion is never slept over: from the start a notification has been asked for, or is there.
-``poll`` takes it when it finds nothing, asks for the next, and looks again; each look takes all
-that there is, as what was there before the asking is not notified.
+* Few posts tell that they completed, and then all before them did, too: reads, every so manyth,
+  what ends a lot of bytes, and the last of a chain while somebody waits for it. Who begins to wait
+  later is helped by a mark: a write of no bytes.
+* Completions are polled all at once, from memory. The system is asked for a notification only before
+  a sleep.
 """
 
-import select
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -64,7 +62,11 @@ MESSAGES = 16
 ALL = SENDS + LARGEST + EXTRA
 """As many as a completion queue may hold."""
 SIGNAL_EVERY = 32
-"""Of what is not read, every so manyth tells that it completed, and the last."""
+SIGNAL_BYTES = 64 * 1024
+"""Of what is not read, every so manyth tells that it completed; and the end of a chain that is so
+long, with those before it."""
+MARK = 1 << 40
+"""What the number of a mark has more than that of the post before it."""
 
 
 class _Requests(threading.local):
@@ -80,6 +82,9 @@ class _Requests(threading.local):
             following = work.SendWR(num_sge=1, sg=[place], next_wr=following)
             following.sg_list = place  # not a copy of it
             self.chain[at] = following
+        self.mark = work.SendWR(
+            opcode=WR_RDMA_WRITE, num_sge=1, sg=[work.SGE(0, 0, 0)], send_flags=SEND_SIGNALED
+        )
 
 
 def _receive_request(place: Place, entry: Verbs) -> Verbs:
@@ -127,13 +132,14 @@ class Endpoint(QueuePair):
         self.why = ""
         self._access = access
         device = domain.device
-        self.depth = min(SENDS, device.requests)
+        self.depth = min(SENDS, device.requests) - 1  # and a mark
         self.largest = min(LARGEST, device.requests - EXTRA)
         self._room = min(size, self.largest) + EXTRA
-        limits = {"max_send_wr": self.depth, "max_recv_wr": self._room}
+        limits = {"max_send_wr": self.depth + 1, "max_recv_wr": self._room}
         try:
             self._channel, self.fd = completion_channel(device)
-            self._queue = queues.CQ(device.context, self.depth + self._room, None, self._channel, 0)
+            room = self.depth + 1 + self._room
+            self._queue = queues.CQ(device.context, room, None, self._channel, 0)
             self._pair = pairs.QP(
                 domain.pd,
                 pairs.QPInitAttr(
@@ -147,12 +153,13 @@ class Endpoint(QueuePair):
         except pyverbs("pyverbs_error").PyverbsError as error:
             raise VofError(f"{device.name} gives no queue pair: {error}") from None
         self.number: int = self._pair.qp_num
-        self._notes = select.poll()
-        self._notes.register(self.fd, select.POLLIN)
-        self._queue.req_notify()
         self.alive = True
+        self._armed = self._marked = False
+        self._attends = True
         self._failure = ""
         self._posted = self._completed = 0
+        self._signaled = 0  # the last that tells
+        self._since = 0  # bytes that were posted after it
         self._places = Places(domain)
         self._sending: deque[tuple[int, Place]] = deque()
         self._ready: deque[Place] = deque()
@@ -215,13 +222,12 @@ class Endpoint(QueuePair):
         left = len(posts)
         chain, places = self._requests.chain, self._requests.places
         at = first = len(chain) - left
-        number = self._posted
+        number, signaled = self._posted, self._signaled
         for post in posts:
             place, request = places[at], chain[at]
             at += 1
             number += 1
-            left -= 1
-            flags = 0 if left and number % SIGNAL_EVERY else SEND_SIGNALED
+            flags = 0
             if type(post) is bytes:
                 size = len(post)
                 message = self._places.take(size, MESSAGES)
@@ -232,18 +238,44 @@ class Endpoint(QueuePair):
             else:
                 kind, place.addr, place.length, place.lkey, address, key = post
                 request.set_wr_rdma(key, address)
+                self._since += post[2]
                 if kind == READ:
                     request.opcode = WR_RDMA_READ
                     flags = SEND_SIGNALED
                 else:
                     request.opcode = WR_RDMA_WRITE
+            if number - signaled >= SIGNAL_EVERY or (
+                at == SENDS and (self._attends or self._since >= SIGNAL_BYTES)
+            ):
+                flags = SEND_SIGNALED
+            if flags:
+                signaled = number
+                self._since = 0
             request.wr_id = number
             request.send_flags = flags
-        self._posted = number
+        self._posted, self._signaled = number, signaled
         try:
             self._pair.post_send(chain[first])
         except self._error as error:
             raise self._lost(str(error)) from None
+
+    def attend(self, posts: bool) -> None:
+        """Let all posts tell that they completed. See ``QueuePair``."""
+        self._attends = posts
+        if posts:
+            self._mark()
+
+    def _mark(self) -> None:
+        """Post a mark, if the last post does not tell that it completed; one mark at a time."""
+        if self._marked or self._signaled == self._posted:
+            return
+        self._marked = True
+        self._signaled = self._posted
+        self._requests.mark.wr_id = MARK + self._posted
+        try:
+            self._pair.post_send(self._requests.mark)
+        except self._error:
+            pass  # which ``poll`` will say
 
     def poll(self) -> tuple[int, list[bytes]]:
         """Take what completed. See ``QueuePair``."""
@@ -251,11 +283,6 @@ class Endpoint(QueuePair):
             raise self._lost(self._failure)
         try:
             count, completions = self._queue.poll(ALL)
-            if not count and self._notes.poll(0):
-                self._channel.get_cq_event(self._queue)
-                self._queue.ack_events(1)
-                self._queue.req_notify()
-                count, completions = self._queue.poll(ALL)
         except self._error as error:  # the device is gone
             raise self._lost(str(error)) from None
         if not count:
@@ -269,6 +296,9 @@ class Endpoint(QueuePair):
                     self._failure = FAILURES.get(status, f"status {status}")
             elif number := completion.wr_id:
                 last = number
+                if number > MARK:
+                    last -= MARK
+                    self._marked = False
             else:
                 place = self._ready.popleft()
                 messages.append(bytes(place.view[: completion.byte_len]))
@@ -280,8 +310,28 @@ class Endpoint(QueuePair):
         if self._failure:
             if not done and not messages:
                 raise self._lost(self._failure)
-            self._flush_one()
+        elif self._attends:
+            self._mark()
         return done, messages
+
+    def arm(self) -> None:
+        """Ask the system for a notification. See ``QueuePair``."""
+        if not self._armed:
+            self._armed = True
+            try:
+                self._queue.req_notify()
+            except self._error:
+                pass  # the device is gone, as ``poll`` will say
+
+    def disarm(self) -> None:
+        """Take the notification, if it is there; else it is still to come. See ``QueuePair``."""
+        if self._armed:
+            try:
+                self._channel.get_cq_event(self._queue)
+            except self._error:
+                return
+            self._queue.ack_events(1)
+            self._armed = False
 
     def _lost(self, why: str) -> ConnectionLost:
         return ConnectionLost(f"connection to {self.peer} lost: {self.why or why}")

@@ -61,11 +61,13 @@ class Ends:
         """Wait for completions and messages of one side."""
         connection, stream = (self.near, self.far)[side], self.streams[side]
         with trio.fail_after(LIMIT):
+            stream.expects = stream.done < done  # who has to be told of posts says so
+            connection.receive()
             while stream.done < done or len(stream.got) < got:
                 if connection.error is not None:
                     raise connection.error
-                if not connection.receive():
-                    await connection.wait()
+                await connection.wait()
+                connection.receive()
 
     async def over(self, side: int) -> str:
         """Wait for the end of one side; return its reason."""
