@@ -34,6 +34,8 @@ READS = 16
 """Reads under way at a time that we ask for."""
 LEAST_ORDER = 6
 """The smallest place for a message has 64 bytes."""
+PLACES_BYTES = 16 * 1024
+"""So much is registered for places at a time, at least: to register costs more than memory does."""
 
 PLACES = (
     f"{sys.base_prefix}/lib/python3/dist-packages",
@@ -253,6 +255,8 @@ class Places:
         self._domain = domain
         self._free: dict[int, list[Place]] = {}
         self._keys: list[Keys] = []
+        self._rest = memoryview(b"")  # what is registered and no place yet,
+        self._address = self._key = 0  # where that begins, and its key
 
     def take(self, size: int, wanted: int = 1) -> Place:
         """Return a place for a message of some size.
@@ -271,13 +275,16 @@ class Places:
         return free.pop()
 
     def _cut(self, order: int, wanted: int) -> list[Place]:
-        size = 1 << order
-        region = own_region(wanted * size)
-        keys = self._domain.enter(region, ACCESS_LOCAL_WRITE)
-        self._keys.append(keys)
+        need = wanted << order
+        if need > len(self._rest):
+            region = own_region(max(need, PLACES_BYTES))
+            keys = self._domain.enter(region, ACCESS_LOCAL_WRITE)
+            self._keys.append(keys)
+            self._rest, self._address, self._key = region.view, region.address, keys.local
+        rest, first, size = self._rest, self._address, 1 << order
+        self._rest, self._address = rest[need:], first + need
         return [
-            Place(region.view[at : at + size], region.address + at, keys.local, order)
-            for at in range(0, region.size - size + 1, size)
+            Place(rest[at : at + size], first + at, self._key, order) for at in range(0, need, size)
         ]
 
     def give(self, place: Place) -> None:
