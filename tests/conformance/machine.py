@@ -54,7 +54,7 @@ class Loop:
 
     def run(self, step, *args):
         async def bounded():
-            with soon("a step ends", 4 * LIMIT):
+            with soon("a step ends", 4):
                 return await step(*args)
 
         return trio.from_thread.run(bounded, trio_token=self._token)

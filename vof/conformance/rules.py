@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import trio
 
 LIMIT = 5.0
-"""Seconds that anything may take before a check calls it lost."""
+"""Seconds that anything may take before a check calls it lost. Set it where all is slow."""
 
 
 class Failed(AssertionError):
@@ -61,12 +61,13 @@ def refuses(rule: str, *errors: type[Exception]) -> Iterator[Refusal]:
 
 
 @contextmanager
-def soon(what: str, limit: float = LIMIT) -> Iterator[None]:
-    """Demand that the block, which may suspend, ends within ``limit`` seconds.
+def soon(what: str, times: float = 1) -> Iterator[None]:
+    """Demand that the block, which may suspend, ends within ``times`` the LIMIT.
 
     Raises:
         Failed: it did not; it was cancelled.
     """
+    limit = times * LIMIT
     with trio.move_on_after(limit) as scope:
         yield
     if scope.cancelled_caught:
