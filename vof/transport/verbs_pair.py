@@ -8,8 +8,8 @@ What makes it quick enough:
 * Few posts tell that they completed, and then all before them did, too: reads, every so manyth,
   what ends a lot of bytes, and the last of a chain while somebody waits for it. Who begins to wait
   later is helped by a mark: a write of no bytes.
-* Completions are polled all at once, from memory. The system is asked for a notification only before
-  a sleep.
+* Completions are polled all at once, from memory. The system is asked for a notification before a
+  sleep only.
 """
 
 import threading
