@@ -19,7 +19,7 @@ EACH_S = 300
 @pytest.mark.timeout(SECONDS + 60)
 def test_in_the_lab(require):
     require("qemu-system-x86_64", "qemu-system-x86")
-    tests = ["-m", "pytest", "-q", "-rs", "--timeout", str(EACH_S), "--durations", "10"]
+    tests = ["-m", "pytest", "-q", "--tb", "short", "--timeout", str(EACH_S), "--durations", "10"]
     tests += ["-p", "no:cacheprovider", "tests/lab/rdma"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.lab", "--seconds", str(SECONDS), sys.executable, *tests],
