@@ -47,8 +47,8 @@ async def test_both_sides_let_go_and_the_other_device_goes_on(run, address: str)
         assert pinned(initiator) > 0
         assert pinned(target) > before
         await command("sh", "-c", "rdma link delete spare3rxe > /dev/null 2>&1 &")
-        why = await trio.to_thread.run_sync(initiator.line)
-        assert "the RDMA device is being removed" in why
+        why = await trio.to_thread.run_sync(initiator.line)  # the target may be quicker
+        assert re.search("the RDMA device is being removed|the peer closed it", why), why
         await until(lambda: pinned(initiator) == 0)
         await until(lambda: pinned(target) <= before)
         await verify(disk, 4 * KIB, 4, 1)
