@@ -30,8 +30,10 @@ KERNEL = "quiet tsc=reliable mitigations=off audit=0"
 ROOT = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
 BASE = (
     *("configfs", "virtio_pci", "virtio_console", "virtio_rng", "9pnet_virtio", "9p", "overlay"),
-    *("rdma_ucm", "ib_uverbs", "dummy"),
+    *("ib_uverbs", "rdma_ucm", "dummy"),
 )
+"""In the order of a machine with an adapter, whose driver needs ib_uverbs: so connections are told
+of a device's removal before it waits for those who have it open."""
 SOFT = {
     "rxe": ("crc32_generic", "crc32_pclmul", "rdma_rxe"),
     "siw": ("crc32c_generic", "libcrc32c"),
