@@ -22,7 +22,7 @@ from vof.virtio.device import VirtqueueInfo
 ROOT = Path(__file__).parents[3]
 SPARE = "10.0.9.1"
 SHOW = ("rdma", "resource", "show")
-LONG = 4 * LIMIT
+LONG = 2 * LIMIT
 
 
 async def run(*words: str) -> str:
