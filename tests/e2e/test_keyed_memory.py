@@ -89,6 +89,9 @@ async def test_a_target_that_has_none_for_a_large_request(server, most, caplog):
         big = device.pool.alloc(4 * MIB)
         with pytest.raises(ConnectionLost):
             await ask(one, big, device.pool.alloc(4 * MIB))
+        with trio.fail_after(LIMIT):
+            while len(server.connections) > 2:
+                await trio.lowlevel.checkpoint()
         assert server.refusals == {"memory": 1}
         assert not device.needs_reset
         await ask(other, b"question", bytearray(8))
