@@ -25,6 +25,11 @@ def main() -> int:
     parser.add_argument("--qemu", action="append", default=[], help="more arguments of QEMU")
     parser.add_argument("--memory", type=int, default=default.memory, metavar="MiB")
     parser.add_argument("--seconds", type=float, default=default.seconds, help="it may take")
+    parser.add_argument(
+        "--steady",
+        action="store_true",
+        help="let time pass by instructions",
+    )
     parser.add_argument("--console", action="store_true", help="show the kernel's messages")
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="one word is a command line of the shell"
@@ -37,7 +42,7 @@ def main() -> int:
             return native.run(args.command)
         device = "siw" if args.iwarp else "rxe"
         options = qemu.Options(
-            args.module, args.qemu, args.memory, args.seconds, args.console, device
+            args.module, args.qemu, args.memory, args.seconds, args.console, device, args.steady
         )
         return qemu.run(args.command, options)
     except LabError as error:

@@ -25,6 +25,10 @@ QEMU = "qemu-system-x86_64"
 ACCELERATORS = {
     "kvm": ("-accel", "kvm", "-cpu", "max"),
     "tcg": ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"),
+    "steady": (
+        *("-accel", "tcg,thread=single,tb-size=512", "-cpu", "max,la57=off"),
+        *("-icount", "shift=2"),
+    ),
 }
 KERNEL = "quiet tsc=reliable mitigations=off audit=0"
 ROOT = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
@@ -57,6 +61,7 @@ class Options(NamedTuple):
         seconds: that it may run.
         console: the kernel's messages go to our stderr.
         device: of SOFT.
+        steady: time passes by instructions, one CPU after the other.
     """
 
     modules: Sequence[str] = ()
@@ -65,6 +70,7 @@ class Options(NamedTuple):
     seconds: float = 600
     console: bool = False
     device: str = "rxe"
+    steady: bool = False
 
 
 def _machine(kernel: Kernel, accelerator: str, initrd: Path, words: str) -> list[str]:
@@ -188,7 +194,8 @@ def run(command: Sequence[str], options: Options) -> int:
     with tempfile.TemporaryDirectory(prefix="vof-lab-") as name:
         initrd, status, console = (Path(name) / file for file in ("initrd", "status", "console"))
         initrd.write_bytes(_initrd(kernel, command, options))
-        words = _machine(kernel, accelerator(kernel), initrd, KERNEL)
+        kind = "steady" if options.steady else accelerator(kernel)
+        words = _machine(kernel, kind, initrd, KERNEL)
         words += ["-m", str(options.memory), "-smp", str(min(os.cpu_count() or 1, 4))]
         words += ["-virtfs", ROOT, "-device", "virtio-serial-pci", "-device", "virtio-rng-pci"]
         channels = {"out": 1, "err": 2, "status": status}
