@@ -19,7 +19,7 @@ import threading
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from vof.errors import ConnectionLost, OutOfMemory, VofError
 from vof.memory import Region, UserRegion
@@ -32,8 +32,8 @@ Verbs: TypeAlias = Any
 ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE, ACCESS_REMOTE_READ = 1, 2, 4
 READS = 16
 """Reads under way at a time that we ask for."""
-LEAST_ORDER = 6
-"""The smallest place for a message has 64 bytes."""
+LEAST = 64
+"""Bytes of the smallest place for a message."""
 PLACES_BYTES = 16 * 1024
 """So much is registered for places at a time, at least: to register costs more than memory does."""
 
@@ -232,20 +232,34 @@ class VerbsDomain(Domain):
             self.device.close()
 
 
-class Place(NamedTuple):
+class Place:
     """Where a message is sent from, or received.
 
     Attributes:
         view: its bytes.
         address: of the first.
         key: local key.
-        order: it has 2 ** order bytes.
+        free: where it goes back, when nobody needs its message any more.
     """
 
-    view: memoryview
-    address: int
-    key: int
-    order: int
+    __slots__ = ("_receive", "address", "free", "key", "view")
+
+    def __init__(self, view: memoryview, address: int, key: int, free: "list[Place]") -> None:
+        self.view = view
+        self.address = address
+        self.key = key
+        self.free = free
+        self._receive: Verbs = None
+
+    @property
+    def receive(self) -> Verbs:
+        """The work request that receives into it."""
+        if self._receive is None:
+            work = pyverbs("wr")
+            entry = work.SGE(self.address, len(self.view), self.key)
+            self._receive = work.RecvWR(num_sge=1, sg=[entry])
+            entry.close()  # the request has a copy
+        return self._receive
 
 
 class Places:
@@ -258,40 +272,39 @@ class Places:
         self._rest = memoryview(b"")  # what is registered and no place yet,
         self._address = self._key = 0  # where that begins, and its key
 
-    def take(self, size: int, wanted: int = 1) -> Place:
-        """Return a place for a message of some size.
+    def free(self, size: int, wanted: int) -> list[Place]:
+        """Return places for messages of some size, one at least; take them from its end.
 
         Args:
             size: bytes.
-            wanted: how many of them will be taken, this one included.
+            wanted: how many of them will be taken, one after the other.
 
         Raises:
             VofError: see ``Domain.register``.
         """
-        order = max(LEAST_ORDER, (size - 1).bit_length())
-        free = self._free.get(order)
+        free = self._free.get(size)
+        if free is None:
+            whole = max(LEAST, 1 << (size - 1).bit_length())
+            free = self._free[size] = self._free.setdefault(whole, [])
         if not free:
-            free = self._free[order] = self._cut(order, wanted)
-        return free.pop()
+            self._cut(max(LEAST, 1 << (size - 1).bit_length()), wanted, free)
+        return free
 
-    def _cut(self, order: int, wanted: int) -> list[Place]:
-        need = wanted << order
+    def _cut(self, size: int, count: int, free: list[Place]) -> None:
+        need = count * size
         if need > len(self._rest):
             region = own_region(max(need, PLACES_BYTES))
             keys = self._domain.enter(region, ACCESS_LOCAL_WRITE)
             self._keys.append(keys)
             self._rest, self._address, self._key = region.view, region.address, keys.local
-        rest, first, size = self._rest, self._address, 1 << order
+        rest, first = self._rest, self._address
         self._rest, self._address = rest[need:], first + need
-        return [
-            Place(rest[at : at + size], first + at, self._key, order) for at in range(0, need, size)
-        ]
-
-    def give(self, place: Place) -> None:
-        """Give a place back, whose message nobody needs any more."""
-        self._free[place.order].append(place)
+        for at in range(0, need, size):
+            free.append(Place(rest[at : at + size], first + at, self._key, free))
 
     def close(self) -> None:
         """Let go of the memory."""
+        for free in self._free.values():
+            free.clear()
         for keys in self._keys:
             self._domain.deregister(keys)

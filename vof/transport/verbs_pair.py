@@ -26,7 +26,7 @@ from vof.transport.rdmacm import Attributes
 from vof.transport.verbs import Place, Places, Verbs, VerbsDomain, completion_channel, pyverbs
 
 WR_RDMA_WRITE, WR_SEND, WR_RDMA_READ = 0, 2, 4
-SEND_SIGNALED = 2
+SEND_FENCE, SEND_SIGNALED = 1, 2
 QPT_RC = 2
 QPS_INIT, QPS_RTR, QPS_RTS, QPS_ERR = 1, 2, 3, 6
 QP_STATE, QP_AV = 1 << 0, 1 << 7
@@ -85,12 +85,6 @@ class _Requests(threading.local):
         self.mark = work.SendWR(
             opcode=WR_RDMA_WRITE, num_sge=1, sg=[work.SGE(0, 0, 0)], send_flags=SEND_SIGNALED
         )
-
-
-def _receive_request(place: Place, entry: Verbs) -> Verbs:
-    """Return a new request; ``entry`` is for anybody's use, and the request has a copy."""
-    entry.addr, entry.length, entry.lkey = place.address, 1 << place.order, place.key
-    return pyverbs("wr").RecvWR(num_sge=1, sg=[entry])
 
 
 @cache
@@ -159,11 +153,11 @@ class Endpoint(QueuePair):
         self._failure = ""
         self._posted = self._completed = 0
         self._signaled = 0  # the last that tells
+        self._fence = SEND_FENCE if device.iwarp else 0  # else a read completes after what follows
         self._since = 0  # bytes that were posted after it
         self._places = Places(domain)
         self._sending: deque[tuple[int, Place]] = deque()
         self._ready: deque[Place] = deque()
-        self._receives: dict[int, Verbs] = {}
         self._requests = _requests()
         self._error = pyverbs("pyverbs_error").PyverbsError
 
@@ -205,33 +199,33 @@ class Endpoint(QueuePair):
                 f"{self.domain.device.name} has no room for a queue of {count}: "
                 f"at most {self._room - EXTRA}"
             )
-        known, entry = self._receives, self._requests.places[0]
-        for left in range(count, 0, -1):
-            place = self._places.take(size, left)
-            self._ready.append(place)
-            request = known.get(place.address)
-            if request is None:
-                request = known[place.address] = _receive_request(place, entry)
-            try:
-                self._pair.post_recv(request)
-            except self._error as error:
-                raise self._lost(str(error)) from None
+        post, ready = self._pair.post_recv, self._ready
+        while count > 0:
+            free = self._places.free(size, count)
+            for place in [free.pop() for _ in range(min(count, len(free)))]:
+                ready.append(place)
+                try:
+                    post(place.receive)
+                except self._error as error:
+                    raise self._lost(str(error)) from None
+                count -= 1
 
     def post(self, posts: Sequence[Post]) -> None:
         """Post messages and transfers. See ``QueuePair``."""
         left = len(posts)
         chain, places = self._requests.chain, self._requests.places
         at = first = len(chain) - left
-        number, signaled = self._posted, self._signaled
+        free, sending = self._places.free, self._sending.append
+        number, signaled, fence = self._posted, self._signaled, self._fence
         for post in posts:
             place, request = places[at], chain[at]
             at += 1
             number += 1
-            flags = 0
+            flags = fence
             if type(post) is bytes:
                 size = len(post)
-                message = self._places.take(size, MESSAGES)
-                self._sending.append((number, message))
+                message = free(size, MESSAGES).pop()
+                sending((number, message))
                 message.view[:size] = post
                 place.addr, place.length, place.lkey = message.address, size, message.key
                 request.opcode = WR_SEND
@@ -247,8 +241,8 @@ class Endpoint(QueuePair):
             if number - signaled >= SIGNAL_EVERY or (
                 at == SENDS and (self._attends or self._since >= SIGNAL_BYTES)
             ):
-                flags = SEND_SIGNALED
-            if flags:
+                flags |= SEND_SIGNALED
+            if flags & SEND_SIGNALED:
                 signaled = number
                 self._since = 0
             request.wr_id = number
@@ -287,7 +281,6 @@ class Endpoint(QueuePair):
             raise self._lost(str(error)) from None
         if not count:
             return 0, []
-        give = self._places.give
         messages: list[bytes] = []
         last = self._completed
         for completion in completions:
@@ -295,18 +288,21 @@ class Endpoint(QueuePair):
                 if status != WC_WR_FLUSH_ERR or not self._failure:
                     self._failure = FAILURES.get(status, f"status {status}")
             elif number := completion.wr_id:
-                last = number
                 if number > MARK:
-                    last -= MARK
+                    number -= MARK
                     self._marked = False
+                if number < last:
+                    raise self._lost(f"post {number} completed after {last}")
+                last = number
             else:
                 place = self._ready.popleft()
                 messages.append(bytes(place.view[: completion.byte_len]))
-                give(place)
+                place.free.append(place)
         done, self._completed = last - self._completed, last
         sending = self._sending
         while sending and sending[0][0] <= last:
-            give(sending.popleft()[1])
+            place = sending.popleft()[1]
+            place.free.append(place)
         if self._failure:
             if not done and not messages:
                 raise self._lost(self._failure)
@@ -365,6 +361,5 @@ class Endpoint(QueuePair):
         self._queue.close()
         self._channel.close()
         self._places.close()
-        for request in self._receives.values():
-            request.close()
-        self._receives.clear()
+        self._ready.clear()
+        self._sending.clear()
