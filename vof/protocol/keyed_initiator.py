@@ -211,7 +211,7 @@ class KeyedInitiator(InitiatorStream, KeyedStream):
     def _spare(self, command_id: int) -> None:
         """Touch a request no more; its id is never used again: the connection is over."""
         self._entries[command_id] = None
-        self._lent.pop(command_id)
+        self._lent.pop(command_id, None)
 
     def trim(self) -> None:
         """Let go of memory that holds nothing."""

@@ -44,7 +44,8 @@ class KeyedTarget(TargetStream, KeyedStream):
         """Begin, with messages that were received before."""
         super().__init__(request_bytes, queue_bytes)
         self._waiting = deque(came)
-        self._sends: deque[tuple[Post, Mark]] = deque()
+        self._sends: list[Post] = []
+        self._marks: list[Mark] = []  # of each of them
         self._reads: deque[tuple[Post, Mark]] = deque()
         self._under_way: deque[Mark] = deque()
         self._reading = 0
@@ -111,16 +112,18 @@ class KeyedTarget(TargetStream, KeyedStream):
 
     def posts(self, room: int) -> list[Post]:
         """Return what is to be posted. See ``KeyedStream``."""
-        posts: list[Post] = []
-        sends, reads, expect = self._sends, self._reads, self._under_way.append
-        while sends and len(posts) < room:
-            post, mark = sends.popleft()
-            posts.append(post)
-            expect(mark)
+        posts, marks = self._sends, self._marks
+        if len(posts) <= room:
+            self._sends, self._marks = [], []
+        else:
+            self._sends, self._marks = posts[room:], marks[room:]
+            posts, marks = posts[:room], marks[:room]
+        reads, under_way = self._reads, self._under_way
+        under_way += marks
         while reads and len(posts) < room and self._reading < self._most_reads:
             post, mark = reads.popleft()
             posts.append(post)
-            expect(mark)
+            under_way.append(mark)
             self._reading += 1
         return posts
 
@@ -138,7 +141,8 @@ class KeyedTarget(TargetStream, KeyedStream):
             else:
                 self._reading -= 1
                 mark.here = True
-        self._deliver()
+        if self._arriving:
+            self._deliver()
         self._go()
 
     def received(self, message: bytes) -> None:
@@ -190,7 +194,8 @@ class KeyedTarget(TargetStream, KeyedStream):
     def _fits(self, size: int) -> bool:
         """Return whether so many bytes more can be held without asking anybody."""
         most = min(self._queue_bytes, self._grant)
-        return self._held + self.pending() + size <= most and not self._pool.contended
+        held = self._held + HEADER_BYTES * len(self._sends) + size
+        return held <= most and not self._pool.contended
 
     @abstractmethod
     def _command(self, message: bytes) -> Program:
@@ -312,7 +317,8 @@ class KeyedTarget(TargetStream, KeyedStream):
         chain.token = None
         chain.readable = chain.writable = ()
         self.inflight -= 1
-        self._sends.append((self._complete_request(request, written, filled), request))
+        self._sends.append(self._complete_request(request, written, filled))
+        self._marks.append(request)
 
     @abstractmethod
     def _complete_request(self, request: Request, written: int, filled: int) -> bytes:
@@ -327,7 +333,8 @@ class KeyedTarget(TargetStream, KeyedStream):
             if not length:
                 break
             part = min(size, length)
-            self._sends.append(((WRITE, address, part, local, there, key), None))
+            self._sends.append((WRITE, address, part, local, there, key))
+            self._marks.append(None)
             address, length = address + part, length - part
 
     def _done(self, request: Request) -> None:
@@ -356,6 +363,7 @@ class KeyedTarget(TargetStream, KeyedStream):
         self._program.close()
         self._waiting.clear()
         self._sends.clear()
+        self._marks.clear()
         self._reads.clear()
         self._under_way.clear()
         self._arriving.clear()

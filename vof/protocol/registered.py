@@ -29,6 +29,8 @@ SLAB_BYTES = 256 * 1024
 many bytes. What is so large that four fill a slab stands alone, and has what it needs."""
 SLABS = 64
 """A slab takes no more of its pool than one in so many bytes."""
+SIZES = 64
+"""Sizes of small places that are remembered."""
 SPARES = 16
 """Large places of one size that are kept, of two sizes."""
 
@@ -271,6 +273,7 @@ class Slots:
         self._small = self._slab // 4
         self._made: dict[int, int] = {}  # bytes of slabs, by kind
         self._free: dict[int, list[Slot]] = {}
+        self._sizes: dict[int, list[Slot]] = {}  # the same, by what was asked for
         self._spares: dict[int, list[Slot]] = {}
 
     def take(self, size: int) -> Slot:
@@ -280,12 +283,17 @@ class Slots:
             VofError: see ``Memory.alloc``.
             MemoryError: the pool has no more now.
         """
+        if free := self._sizes.get(size):
+            return free.pop()
         kind = max(LEAST, 1 << (size - 1).bit_length())
         if kind > self._small:
             kind = whole(size)
             spares = self._spares.get(kind)
             return spares.pop() if spares else self._cut(kind, kind)
-        if free := self._free.get(kind):
+        if len(self._sizes) >= SIZES:
+            self._sizes.clear()
+        free = self._sizes[size] = self._free.setdefault(kind, [])
+        if free:
             return free.pop()
         made = self._made.get(kind, 0)
         more = min(made or kind * FIRST_PLACES, self._slab)
@@ -318,6 +326,9 @@ class Slots:
         kind = slot.kind
         if self._pool.contended:
             return
+        if free := self._free.get(kind):
+            free.append(slot)
+            return
         if kind <= self._small:
             self._free.setdefault(kind, []).append(slot)
             return
@@ -333,4 +344,5 @@ class Slots:
         """Let go of all places that are not in use."""
         self._made.clear()
         self._free.clear()
+        self._sizes.clear()
         self._spares.clear()

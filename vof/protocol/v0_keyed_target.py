@@ -95,7 +95,8 @@ class V0KeyedTarget(V0Answers, KeyedTarget):
 
     def _complete(self, status: int, command_id: int, ndesc: int = 0, value: int = 0) -> None:
         self.errors += status != v0.OK
-        self._sends.append((COMPLETION.pack(status, command_id, ndesc, value), None))
+        self._sends.append(COMPLETION.pack(status, command_id, ndesc, value))
+        self._marks.append(None)
 
     def _refuse(self, command_id: int, status: int, count: int, writable: list[Desc]) -> None:
         """Answer a request that cannot be carried out."""
@@ -109,7 +110,8 @@ class V0KeyedTarget(V0Answers, KeyedTarget):
             there = address + length - len(failure), len(failure), key
             request = Request(command_id, len(failure), 0, slot, [there])
             self._write(request, len(failure))
-        self._sends.append((COMPLETION.pack(status, command_id, count, 0), request))
+        self._sends.append(COMPLETION.pack(status, command_id, count, 0))
+        self._marks.append(request)
 
 
 def _table(message: bytes, ndesc: int) -> "list[tuple[int, ...]]":

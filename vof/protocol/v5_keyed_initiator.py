@@ -3,7 +3,8 @@
 
 Where the target has an eager buffer, the readable part of a small request is written there, in
 front of the command: the target would have to read it before it could begin, which takes as long as
-the whole rest. Each command id has a piece of the buffer to itself.
+the whole rest. Each command id has a piece of the buffer to itself; and, for what is shortest and
+most frequent, a piece of our own memory that it is written from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ EAGER_BYTES = 8 * 1024
 """Readable parts up to this size are written eagerly: the target copies them once more."""
 
 
+SHORT_BYTES = 64
+"""The longest head of a short request."""
 LEAST_DESCS = 2
 """Without the transport feature: one for each part of a request."""
 
@@ -47,6 +50,8 @@ class V5KeyedInitiator(KeyedInitiator):
         self._eager: list[Desc] = []
         self._piece = 0
         self._short = self._start = self._key = 0  # of an eager buffer in one piece
+        self._heads = memoryview(b"")
+        self._heads_start = self._heads_key = 0
 
     def allow(self, descs: int, eager: Mapping[str, int] | None) -> None:
         """Use what the target allows on this virtqueue. See ``InitiatorStream``."""
@@ -56,7 +61,11 @@ class V5KeyedInitiator(KeyedInitiator):
         self._piece = min(total // len(self._entries), EAGER_BYTES)
         if len(self._eager) == 1:
             self._start, _, self._key = self._eager[0]
-            self._short = self._piece
+            self._short = min(self._piece, SHORT_BYTES)
+            self._heads = self._own[0].alloc(SHORT_BYTES * len(self._entries))
+            found = self._own[0].find(self._heads)
+            assert found is not None
+            self._heads_start, self._heads_key = found[0], found[1].local
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -89,24 +98,25 @@ class V5KeyedInitiator(KeyedInitiator):
     def _add_short(self, head: Buffer, tail: Buffer, data: object, ctx: object) -> None:
         """Append what most requests are: one buffer to read, of few bytes, and one to write."""
         length, room = len(head), len(tail)
-        into = NOTHING
-        if (found := self._find(tail)) and found[1].write >= 0:
+        kept: tuple[memoryview, ...] = ()
+        if type(tail) is memoryview and (found := self._find(tail)):
             address, at = found
+            kept = (tail,)
+            command_id = self.free.pop()
         else:
-            place = self._in.take(room)
-            place.view[:room] = tail  # an eager completion does not say what was written
-            address, at = place.address, place.at
-            into = Layout([], place, [(0, 0, tail)])
-        slot = self._out.take(length)
-        slot.view[:length] = head
-        command_id = self.free.pop()
-        offset = command_id * self._piece
-        self._entries[command_id] = (data, ctx, (), room)
-        self._lent[command_id] = Lent(slot, into, True, 0, (tail,))
+            slot = self._in.take(room)
+            slot.view[:room] = tail  # an eager completion does not say what was written
+            address, at = slot.address, slot.at
+            command_id = self.free.pop()
+            self._lent[command_id] = Lent(None, Layout([], slot, [(0, 0, tail)]), True)
+        at_head, place = command_id * SHORT_BYTES, command_id * self._piece
+        self._heads[at_head : at_head + length] = head
+        self._entries[command_id] = (data, ctx, kept, room)
+        here, there = self._heads_start + at_head, self._start + place
         self._posts += (
-            (WRITE, slot.address, length, slot.at.local, self._start + offset, self._key),
+            (WRITE, here, length, self._heads_key, there, self._key),
             SHORT.pack(
-                v5.VQ_KEYED_EAGER_BUF, command_id, offset, length, room, address, room, at.write
+                v5.VQ_KEYED_EAGER_BUF, command_id, place, length, room, address, room, at.write
             ),
         )
 
@@ -156,7 +166,8 @@ class V5KeyedInitiator(KeyedInitiator):
         elif status:
             raise CommandError(f"the target refused a request: {v5.status_text(status)}", status)
         else:
-            if self._lent[command_id].eager:
+            lent = self._lent.get(command_id)
+            if lent is None or lent.eager:
                 _, _, length = EAGER_DONE.unpack(message)
                 in_length = capacity
             if not length <= in_length <= capacity:
@@ -164,7 +175,8 @@ class V5KeyedInitiator(KeyedInitiator):
                     f"a completion claims a used length of {length} and {in_length} bytes, "
                     f"for a request with {capacity} writable bytes"
                 )
-            self._take_back(command_id, in_length)
+            if lent is not None:
+                self._take_back(command_id, in_length)
             self.used.append((data, length, ctx))
         self._entries[command_id] = None
         self.free.append(command_id)

@@ -24,6 +24,7 @@ from vof.protocol.v5_keyed import (
 )
 from vof.protocol.v5_target import NO_FIELDS, NOTICES
 from vof.protocol.wire import Layout
+from vof.virtio.model import Chain
 
 EAGER_BYTES = 1 << 20
 """Of the eager buffer of a virtqueue, at most."""
@@ -56,14 +57,24 @@ class V5KeyedTarget(KeyedTarget):
             or place + out_length > len(self._eager)
             or not 0 < length == in_length <= most
             or out_length > most
-            or not self._fits(out_length + in_length)
-            or (slot := self._try(out_length + in_length)) is None
+            or not self._fits(size := out_length + length)
+            or (slot := self._try(size)) is None
         ):
             return False
-        eager = self._eager[place : place + out_length]
-        lengths = out_length, in_length
-        self._enter(command_id, lengths, slot, ((address, length, key),), eager, 1)
-        self._deliver()
+        request = Request(command_id, length, size, slot, ((address, length, key),))
+        request.start += out_length
+        request.note = 1
+        view = slot.view
+        readable = view[:out_length]
+        if out_length:
+            readable[:] = self._eager[place : place + out_length]
+        chain = Chain((readable,) if out_length else (), (view[out_length:size],), request)
+        self._held += size
+        self.inflight += 1
+        if self._arriving:
+            self._arriving.append((request, chain))
+        else:
+            self.chains.append(chain)
         return True
 
     def _command(self, message: bytes) -> Program:
@@ -171,7 +182,8 @@ class V5KeyedTarget(KeyedTarget):
     ) -> None:
         self.errors += status != v5.OK
         values = {"status": status, "command_id": command_id, **fields}
-        self._sends.append((layout.encode(values), request))
+        self._sends.append(layout.encode(values))
+        self._marks.append(request)
 
     # -- the eager buffer -----------------------------------------------------------------------
 
