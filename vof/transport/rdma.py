@@ -62,6 +62,15 @@ class Pair(Endpoint):
         """Note how many reads the peer answers at a time, by its request or its response."""
         self.reads = max(1, min(event.reads, self.domain.device.reads))
 
+    def follow(self, connection: Connection) -> None:
+        """From here on, note the end of the connection, and wake who waits for something of it."""
+
+        def ended(why: str) -> None:
+            self.end(why)
+            connection.interrupt()
+
+        self._link.follow(ended)
+
     def kill(self) -> None:
         """End it for both sides. See ``QueuePair``."""
         if self.alive:
@@ -119,8 +128,8 @@ async def _connect(address: bytes, beside: Connection | None) -> Connection:
             if event.kind == rdmacm.CONNECT_RESPONSE:  # iWARP did the rest itself
                 pair.bring_up(QPS_RTR, QPS_RTS)
                 identity.establish()
-            link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
+            pair.follow(connection)
             connection.adapter = domain.device.name
         except VofError as error:
             raise OSError(str(error)) from error
@@ -256,8 +265,8 @@ class RdmaListener(Listener):
                 pair.bring_up(QPS_RTR, QPS_RTS)
                 if not is_there(pair.peer, identity.attributes(QPS_RTR)[0]):
                     raise OSError(errno.ECONNABORTED, "it is not where it says")
-            link.follow(pair.end)
             connection = KeyedConnection(pair, pair.peer)
+            pair.follow(connection)
             connection.adapter = domain.device.name
             identity.accept(pair.number, min(event.answers, domain.device.answers), pair.reads)
             undo.pop_all()

@@ -12,6 +12,7 @@ What makes it quick enough:
   sleep only.
 """
 
+import errno
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -280,6 +281,8 @@ class Endpoint(QueuePair):
         except self._error as error:  # the device is gone
             raise self._lost(str(error)) from None
         if not count:
+            if self.why:
+                raise self._lost("")
             return 0, []
         messages: list[bytes] = []
         last = self._completed
@@ -324,7 +327,9 @@ class Endpoint(QueuePair):
         if self._armed:
             try:
                 self._channel.get_cq_event(self._queue)
-            except self._error:
+            except self._error as error:
+                if error.error_code != errno.EAGAIN:
+                    self._failure = str(error)  # the device is gone
                 return
             self._queue.ack_events(1)
             self._armed = False
@@ -333,21 +338,13 @@ class Endpoint(QueuePair):
         return ConnectionLost(f"connection to {self.peer} lost: {self.why or why}")
 
     def end(self, why: str) -> None:
-        """Note that the peer is gone: what did not complete will not; ``fd`` becomes readable."""
+        """Note that the peer is gone: ``poll`` gives what completed before, then this reason."""
         if self.alive and not self.why:
             self.why = why
             try:
                 self._pair.modify(pyverbs("qp").QPAttr(qp_state=QPS_ERR), QP_STATE)
             except self._error:
-                pass  # it was there already
-            self._flush_one()
-
-    def _flush_one(self) -> None:
-        """Make ``fd`` readable, in the error state: a receive that is posted now comes back."""
-        try:
-            self.receives(1, 1)
-        except VofError:
-            pass  # others are to be flushed
+                pass  # it was there already, or the device is gone
 
     def kill(self) -> None:
         """End the queue pair. See ``QueuePair``."""
