@@ -328,6 +328,19 @@ def test_a_request_that_was_written_beforehand():
     assert not [g for g in queue.domain._grants.values() if g.rights != LOCAL]
 
 
+def test_a_request_that_is_here_waits_for_one_that_came_before():
+    queue = live(queue_size=4)
+    ((address, size, key),) = from_fields(queue.stream.eager_buffer(1))
+    queue.domain.reach(address, size, key, 2)[:5] = b"hello"
+    queue.stream.received(vq(1, [3], [2]))
+    queue.stream.received(eager(2, 0, 5, [3]))
+    assert not queue.stream.chains
+    (read,) = queue.posts()
+    read.here[:] = b"abc"
+    queue.stream.completed(1)
+    assert content(taken(queue.stream)) == [(b"abc", 2), (b"hello", 3)]
+
+
 @pytest.mark.parametrize(("room", "asked", "descs"), [(16, 3, 1), (15, 3, 0), (48, 0, 0)])
 def test_the_answer_fits_into_its_room(room, asked, descs):
     queue = live(queue_size=0)

@@ -14,6 +14,7 @@ from vof.protocol.registered import (
     REGION_BYTES,
     REMOTE_READ,
     REMOTE_WRITE,
+    SIZES,
     SLAB_BYTES,
     SPARES,
     Domain,
@@ -207,6 +208,15 @@ def test_places_are_used_again(book):
     assert len(book.live) == 1
     large = [slots.take(SLAB_BYTES // 4) for _ in range(8)]
     assert len({slot.address for slot in large}) == len(large)
+
+
+def test_so_many_sizes_are_remembered(book):
+    slots = Slots(Memory(book))
+    kept = [slots.take(1 + size) for size in range(SIZES + 1)]
+    assert len(slots._sizes) <= SIZES
+    for slot in kept:
+        slots.give(slot)
+    assert slots.take(1) in kept
 
 
 def test_so_many_large_places_are_kept(book):

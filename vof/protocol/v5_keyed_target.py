@@ -56,7 +56,7 @@ class V5KeyedTarget(KeyedTarget):
             opcode != v5.VQ_KEYED_EAGER_BUF
             or place + out_length > len(self._eager)
             or not 0 < length == in_length <= most
-            or out_length > most
+            or not 0 < out_length <= most
             or not self._fits(size := out_length + length)
             or (slot := self._try(size)) is None
         ):
@@ -66,9 +66,8 @@ class V5KeyedTarget(KeyedTarget):
         request.note = 1
         view = slot.view
         readable = view[:out_length]
-        if out_length:
-            readable[:] = self._eager[place : place + out_length]
-        chain = Chain((readable,) if out_length else (), (view[out_length:size],), request)
+        readable[:] = self._eager[place : place + out_length]
+        chain = Chain((readable,), (view[out_length:size],), request)
         self._held += size
         self.inflight += 1
         if self._arriving:
