@@ -12,6 +12,7 @@ import errno
 import importlib
 import importlib.machinery
 import importlib.util
+import logging
 import os
 import resource
 import sys
@@ -56,6 +57,21 @@ def find_pyverbs() -> str:
     return str(Path(spec.origin).parent) if spec and spec.origin else ""
 
 
+class _Loggers:
+    """``logging`` for pyverbs, which looks a logger up for each object that it makes.
+
+    For each completion, that took as long as all the rest.
+    """
+
+    getLogger = staticmethod(cache(logging.getLogger))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(logging, name)
+
+
+_loggers = _Loggers()
+
+
 @cache
 def pyverbs(name: str) -> ModuleType:
     """Import a module of pyverbs. Raises NoRdma."""
@@ -69,13 +85,16 @@ def pyverbs(name: str) -> ModuleType:
         sys.modules["pyverbs"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["pyverbs"])
     try:
-        return importlib.import_module(f"pyverbs.{name}")
+        module = importlib.import_module(f"pyverbs.{name}")
     except ImportError as error:
         version = ".".join(map(str, sys.version_info[:2]))
         raise NoRdma(
             f"pyverbs in {folder} does not fit this Python {version} ({error}): "
             "make the virtual environment with the distribution's /usr/bin/python3"
         ) from None
+    if base := sys.modules.get("pyverbs.base"):
+        base.logging = _loggers  # type: ignore[attr-defined]
+    return module
 
 
 def load() -> None:
