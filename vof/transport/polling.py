@@ -15,7 +15,8 @@ its connection empty first looks again for a short while. The rules:
 * Without a budget the CPU is offered once to whoever else wants it: a peer on the same CPU, which
   could not answer while we spin, answers then, and both are spared the sleep.
 * An idle process sleeps. The budget comes back only through sleeps that were short.
-* The trio loop gets a turn at least once a millisecond, so that timers and cancellation work.
+* The trio loop gets a turn at least once a millisecond, or once in ten of the largest budgets, so
+  that timers and cancellation work.
 """
 
 import os
@@ -32,6 +33,7 @@ from vof.errors import ConfigError
 DEFAULT_BUDGET_US = 100
 MOST_SKIPS = 1023
 TURN_NS = 1_000_000
+TURN_BUDGETS = 10
 SHORT_SLEEP = 10  # budgets
 """A sleep of up to so many budgets suggests that a spin might have paid."""
 
@@ -49,8 +51,13 @@ class _Shared(threading.local):
             raise ConfigError(
                 "VOF_POLL_US", "", f"expected microseconds, such as 100, not {text!r}"
             )
-        self.budget_ns = int(text) * 1000
+        self.limit(int(text))
         self.tries = self.hits = 0
+
+    def limit(self, budget_us: int) -> None:
+        """Set the largest budget."""
+        self.budget_ns = budget_us * 1000
+        self.turn_ns = max(TURN_NS, TURN_BUDGETS * self.budget_ns)
 
 
 _shared = _Shared()
@@ -58,7 +65,7 @@ _shared = _Shared()
 
 def configure(budget_us: int) -> None:
     """Set the largest budget of this thread, in microseconds; 0 turns polling off."""
-    _shared.budget_ns = budget_us * 1000
+    _shared.limit(budget_us)
 
 
 def statistics() -> dict[str, int]:
@@ -151,7 +158,7 @@ class Spin:
         """
         shared = _shared
         self._started = started = perf_counter_ns()
-        if started - shared.turn > TURN_NS:
+        if started - shared.turn > shared.turn_ns:
             return False
         poll, own = self._epoll.poll, self._look or _nothing
         budget = self._budget
@@ -171,7 +178,7 @@ class Spin:
                     now = perf_counter_ns()
                     for look in shared.attended:
                         if look():
-                            if now - shared.turn > TURN_NS:
+                            if now - shared.turn > shared.turn_ns:
                                 return False
                             started = now  # what comes next is an answer to this
                     if now - started > budget:
