@@ -10,6 +10,7 @@ from tests.protocol.keyed import BOTH, Alone
 from vof.errors import CommandError, LocalProtocolError, RemoteProtocolError
 from vof.memory import Region, address_of
 from vof.protocol import v5
+from vof.protocol.keyed_heads import heads_bytes
 from vof.protocol.keyed_initiator import EXTRA
 from vof.protocol.registered import REMOTE_READ, REMOTE_WRITE
 from vof.protocol.session import State
@@ -17,8 +18,9 @@ from vof.protocol.v5_keyed import DESC, EAGER, EAGER_DONE, HEADER, to_fields
 from vof.protocol.v5_keyed_initiator import EAGER_BYTES, V5KeyedInitiator
 from vof.transport.loopback_pairs import Fault
 
-BUFFER = [(0x10000, 3000, 9)]
-"""An eager buffer of three pieces for queues of three."""
+HEADS = heads_bytes(3)
+BUFFER = [(0x10000, HEADS + 3000, 9)]
+"""An eager buffer for queues of three: short heads, and three pieces."""
 
 
 def queue(size=3, control=False, descs=32, eager=None):
@@ -186,8 +188,8 @@ def test_a_small_readable_part_is_written_beforehand():
     into = alone.memory.alloc(50)
     alone.stream.add([b"head", b"er", into], 2, "token", None)
     (kind, there, here), message = alone.posts()
-    assert (kind, there, bytes(here)) == ("write", (0x10000 + 1000, 6, 9), b"header")
-    assert EAGER.unpack_from(message) == (v5.VQ_KEYED_EAGER_BUF, 1, 1000, 6, 50)
+    assert (kind, there, bytes(here)) == ("write", (0x10000 + HEADS + 1000, 6, 9), b"header")
+    assert EAGER.unpack_from(message) == (v5.VQ_KEYED_EAGER_BUF, 1, HEADS + 1000, 6, 50)
     ((address, length, _),) = DESC.iter_unpack(message[16:])
     assert (address, length) == (address_of(into), 50)
     alone.stream.received(EAGER_DONE.pack(0, 1, 7))
@@ -215,6 +217,50 @@ def test_most_requests():
     alone.stream.add([b"q", bytearray()], 1, 1, None)
     _, message = alone.posts()
     assert len(message) == 16
+
+
+def written(alone):
+    """Return where heads are written and what, and where commands say that they are."""
+    posts = alone.posts()
+    writes = [(w.there[0] - 0x10000, bytes(w.here)) for w in posts if type(w) is not bytes]
+    return writes, [EAGER.unpack_from(post)[2] for post in posts if type(post) is bytes]
+
+
+def test_short_heads_that_are_added_together_are_one_write():
+    alone = queue(eager=BUFFER)
+
+    def add(head):
+        alone.stream.add([head, alone.memory.alloc(1)], 1, head, None)
+
+    for head in (b"one", b"two", b"three"):
+        add(head)
+    padded = b"one".ljust(64, b"\0") + b"two".ljust(64, b"\0") + b"three"
+    assert written(alone) == ([(0, padded)], [0, 64, 128])
+    ids = [alone.stream._entries.index(entry) for entry in alone.stream._entries]
+    first = next(i for i in ids if alone.stream._entries[i][0] == b"one")
+    alone.stream.received(EAGER_DONE.pack(0, first, 1))
+    add(b"four")
+    assert written(alone) == ([(192, b"four")], [192])
+    for entry in list(alone.stream._entries):
+        if entry[0] != b"two":
+            alone.stream.received(EAGER_DONE.pack(0, alone.stream._entries.index(entry), 1))
+    add(b"five")
+    add(b"six")
+    assert written(alone) == ([(256, b"five".ljust(64, b"\0") + b"six")], [256, 320])
+    for entry in list(alone.stream._entries):
+        if entry[0] != b"two":
+            alone.stream.received(EAGER_DONE.pack(0, alone.stream._entries.index(entry), 1))
+    add(b"seven")  # from the front on, and over the one that is still in flight
+    add(b"eight")
+    assert written(alone) == ([(0, b"seven"), (128, b"eight")], [0, 128])
+
+
+def test_a_buffer_with_little_room_for_heads_has_none():
+    alone = queue(eager=[(0x10000, 2 * HEADS - 1, 9)])
+    piece = (2 * HEADS - 1) // 3
+    for _ in range(2):
+        alone.stream.add([b"head", alone.memory.alloc(1)], 1, 1, None)
+    assert written(alone) == ([(0, b"head"), (piece, b"head")], [0, piece])
 
 
 def test_what_a_device_wrote_beyond_is_copied_too():

@@ -3,8 +3,8 @@
 
 Where the target has an eager buffer, the readable part of a small request is written there, in
 front of the command: the target would have to read it before it could begin, which takes as long as
-the whole rest. Each command id has a piece of the buffer to itself; and, for what is shortest and
-most frequent, a piece of our own memory that it is written from.
+the whole rest. Each command id has a piece of the buffer to itself; what is shortest and most
+frequent goes to its front, together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,8 @@ from vof.errors import CommandError, RemoteProtocolError
 from vof.memory import Buffer
 from vof.protocol import v5
 from vof.protocol.initiator_stream import SENT, Answer, answered
-from vof.protocol.keyed import WRITE
+from vof.protocol.keyed import WRITE, Post
+from vof.protocol.keyed_heads import HEAD_BYTES, Heads, heads_bytes
 from vof.protocol.keyed_initiator import NOTHING, KeyedInitiator, Layout, Lent, gather, in_a_row
 from vof.protocol.registered import Desc, Slot
 from vof.protocol.session import Event
@@ -32,8 +33,6 @@ EAGER_BYTES = 8 * 1024
 """Readable parts up to this size are written eagerly: the target copies them once more."""
 
 
-SHORT_BYTES = 64
-"""The longest head of a short request."""
 LEAST_DESCS = 2
 """Without the transport feature: one for each part of a request."""
 
@@ -48,38 +47,40 @@ class V5KeyedInitiator(KeyedInitiator):
         super().__init__(size, control)
         self._most = LEAST_DESCS
         self._eager: list[Desc] = []
-        self._piece = 0
-        self._short = self._start = self._key = 0  # of an eager buffer in one piece
-        self._heads = memoryview(b"")
-        self._heads_start = self._heads_key = 0
+        self._piece = self._first = 0
+        self._heads: Heads | None = None  # of an eager buffer in one piece
+        self._places: dict[int, int] = {}  # of heads, by command ids
 
     def allow(self, descs: int, eager: Mapping[str, int] | None) -> None:
         """Use what the target allows on this virtqueue. See ``InitiatorStream``."""
         self._most = max(LEAST_DESCS, descs)
         self._eager = from_fields(eager) if eager else []
-        total = sum(length for _, length, _ in self._eager)
-        self._piece = min(total // len(self._entries), EAGER_BYTES)
-        if len(self._eager) == 1:
-            self._start, _, self._key = self._eager[0]
-            self._short = min(self._piece, SHORT_BYTES)
-            self._heads = self._own[0].alloc(SHORT_BYTES * len(self._entries))
-            found = self._own[0].find(self._heads)
-            assert found is not None
-            self._heads_start, self._heads_key = found[0], found[1].local
+        total, size = sum(length for _, length, _ in self._eager), len(self._entries)
+        if len(self._eager) == 1 and total >= 2 * heads_bytes(size):
+            self._heads = Heads(self._own[0], size, self._eager[0])
+            self._first = heads_bytes(size)
+        self._piece = min((total - self._first) // size, EAGER_BYTES)
+
+    def posts(self, room: int) -> list[Post]:
+        """Return what is to be posted. See ``KeyedStream``."""
+        if self._heads is not None:
+            self._heads.seal(self._posts)
+        return super().posts(room)
 
     # -- out ----------------------------------------------------------------------------------
 
     def add(self, sgs: Sequence[Buffer], out_sgs: int, data: object, ctx: object) -> None:
         """Append one request. See ``InitiatorStream``."""
-        if len(sgs) == 2 and out_sgs == 1 and 0 < len(sgs[0]) <= self._short and len(sgs[1]):
-            self._add_short(sgs[0], sgs[1], data, ctx)
+        heads = self._heads
+        if heads and len(sgs) == 2 and out_sgs == 1 and 0 < len(sgs[0]) <= HEAD_BYTES and sgs[1]:
+            self._add_short(heads, sgs[0], sgs[1], data, ctx)
             return
         readable, writable = sgs[:out_sgs], [memoryview(sg) for sg in sgs[out_sgs:]]
         out_length, in_length = sum(map(len, readable)), sum(map(len, writable))
         command_id = self.free[-1]
         most = self._most
         if 0 < out_length <= self._piece:
-            eager, out, offset = True, NOTHING, command_id * self._piece
+            eager, out, offset = True, NOTHING, self._first + command_id * self._piece
             into = self._lay_out(writable, True, most)
             gather(into.slot, into.copied)  # an eager completion does not say what was written
             slot = self._write(readable, out_length, offset)
@@ -95,7 +96,9 @@ class V5KeyedInitiator(KeyedInitiator):
         self._lent[command_id] = Lent(slot, into, eager, sgs=sgs)
         self._posts.append(message + b"".join([DESC.pack(*d) for d in (*out.descs, *into.descs)]))
 
-    def _add_short(self, head: Buffer, tail: Buffer, data: object, ctx: object) -> None:
+    def _add_short(
+        self, heads: Heads, head: Buffer, tail: Buffer, data: object, ctx: object
+    ) -> None:
         """Append what most requests are: one buffer to read, of few bytes, and one to write."""
         length, room = len(head), len(tail)
         kept: tuple[memoryview, ...] = ()
@@ -109,15 +112,14 @@ class V5KeyedInitiator(KeyedInitiator):
             address, at = slot.address, slot.at
             command_id = self.free.pop()
             self._lent[command_id] = Lent(None, Layout([], slot, [(0, 0, tail)]), True)
-        at_head, place = command_id * SHORT_BYTES, command_id * self._piece
-        self._heads[at_head : at_head + length] = head
+        posts = self._posts
+        self._places[command_id] = place = heads.put(head, posts)
         self._entries[command_id] = (data, ctx, kept, room)
-        here, there = self._heads_start + at_head, self._start + place
-        self._posts += (
-            (WRITE, here, length, self._heads_key, there, self._key),
+        offset = place * HEAD_BYTES
+        posts.append(
             SHORT.pack(
-                v5.VQ_KEYED_EAGER_BUF, command_id, place, length, room, address, room, at.write
-            ),
+                v5.VQ_KEYED_EAGER_BUF, command_id, offset, length, room, address, room, at.write
+            )
         )
 
     def _write(self, readable: Sequence[Buffer], length: int, offset: int) -> Slot | None:
@@ -177,6 +179,8 @@ class V5KeyedInitiator(KeyedInitiator):
                 )
             if lent is not None:
                 self._take_back(command_id, in_length)
+            if self._heads and (place := self._places.pop(command_id, -1)) >= 0:
+                self._heads.free(place)
             self.used.append((data, length, ctx))
         self._entries[command_id] = None
         self.free.append(command_id)
