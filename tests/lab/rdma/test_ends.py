@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import vof
-from tests.lab.rdma.test_pair import HOSTS, LIMIT, AtStep
+from tests.lab.rdma.test_pair import HOSTS, IWARP, LIMIT, AtStep
 from tests.models import Echo
 from tests.wire_keyed import serving
 from vof.errors import ConnectionLost
@@ -171,6 +171,7 @@ async def test_a_peer_killed_before_it_is_accepted(flat):
     listener.close()
 
 
+@pytest.mark.skipif(IWARP, reason="iWARP settles it below the connection manager")
 @pytest.mark.parametrize("answers", [0, 1])
 async def test_how_many_reads_a_peer_answers_at_a_time(flat, monkeypatch, answers: int):
     """No more are asked of it; one that answers none is of no use, and refused."""
