@@ -4,10 +4,11 @@
 One turn: the client SENDs 80 bytes, the server WRITEs 4 KiB and SENDs 16 bytes, both posted at
 once, and the client has these. Two processes, each with one queue pair, brought up as those of vof,
 and from there nothing but pyverbs: work requests that were made beforehand, one post for a chain,
-a receive posted again for each that was used, a completion asked for of every 32nd post.
+a receive posted again for each that was used, a completion asked for of every 32nd post. With more
+turns under way at a time, all that came at once are answered by one post.
 
     python -m tests.bench.floor serve ADDRESS STYLE
-    python -m tests.bench.floor load URL STYLE SECONDS
+    python -m tests.bench.floor load URL STYLE SECONDS DEPTH
 
 The server prints its URL. Styles say how either side waits: "busy" asks the completion queue again
 and again, "events" sleeps until it is told.
@@ -32,8 +33,8 @@ ASK, ANSWER, PAYLOAD, END = 80, 16, 4096, 1
 """Bytes of the messages; of what is written; of the message that ends it."""
 PLACE = struct.Struct("<QI")
 """Where the client wants the payload: address and key, told by a first message."""
-EVERY = 32
-MOST = 8
+EVERY = DEEPEST = 32
+MOST = 2 * DEEPEST
 WC_RECV = 1 << 7
 STYLES = ("busy", "events")
 
@@ -57,53 +58,75 @@ class Bare:
         self._receive = work.RecvWR(num_sge=1, sg=[entry])
         self._ready = select.poll()
         self._ready.register(endpoint.fd, select.POLLIN)
-        self.message = self._busy if style == "busy" else self._events
+        self.messages = self._busy if style == "busy" else self._events
         self._count = 0
+        self._kept: list[object] = []  # a request does not keep the next one
         endpoint.arm()
 
-    def send(self, size: int, write: tuple[int, int] | None = None) -> list[object]:
-        """Make a SEND, of which some are signaled, with a write in front of it if there is one."""
+    def send(self, size: int, write: tuple[int, int] | None = None) -> list[list[object]]:
+        """Make SENDs, with a write in front of each if there is one.
+
+        Returns:
+            Two chains, without a signal and with one at its end; to post some, post as many from
+            the end as there are to be.
+        """
         work = pyverbs("wr")
         made = []
         for flags in (0, SEND_SIGNALED):
-            entry = work.SGE(self._out, size, self._key)
-            request = work.SendWR(opcode=WR_SEND, num_sge=1, sg=[entry], send_flags=flags)
-            if write:
-                address, key = write
-                entry = work.SGE(self.place[0], PAYLOAD, self._key)
-                first = work.SendWR(
-                    opcode=WR_RDMA_WRITE, num_sge=1, sg=[entry], send_flags=0, next_wr=request
+            chain: list[object] = []
+            following = None
+            for _ in range(DEEPEST):
+                entry = work.SGE(self._out, size, self._key)
+                following = work.SendWR(
+                    opcode=WR_SEND,
+                    num_sge=1,
+                    sg=[entry],
+                    send_flags=0 if chain else flags,
+                    next_wr=following,
                 )
-                first.set_wr_rdma(key, address)
-                request = first
-            made.append(request)
+                self._kept.append(following)
+                if write:
+                    address, key = write
+                    entry = work.SGE(self.place[0], PAYLOAD, self._key)
+                    following = work.SendWR(
+                        opcode=WR_RDMA_WRITE,
+                        num_sge=1,
+                        sg=[entry],
+                        send_flags=0,
+                        next_wr=following,
+                    )
+                    following.set_wr_rdma(key, address)
+                chain.append(following)
+            made.append(chain)
         return made
 
-    def post(self, made: list[object]) -> None:
-        """Post what was made."""
-        self._count += 1
-        self._pair.post_send(made[self._count % EVERY == 0])
+    def post(self, made: list[list[object]], count: int) -> None:
+        """Post what was made, so many times."""
+        before = self._count // EVERY
+        self._count += count
+        self._pair.post_send(made[self._count // EVERY != before][count - 1])
 
-    def ready(self) -> None:
-        """Post a receive."""
-        self._pair.post_recv(self._receive)
+    def ready(self, count: int) -> None:
+        """Post receives."""
+        for _ in range(count):
+            self._pair.post_recv(self._receive)
 
-    def _busy(self) -> int:
-        """Wait for the next message; return its size."""
+    def _busy(self) -> list[int]:
+        """Wait for messages; return their sizes."""
         poll = self._queue.poll
         while True:
             count, completions = poll(MOST)
-            if count and (size := received(completions)):
-                return size
+            if count and (sizes := received(completions)):
+                return sizes
 
-    def _events(self) -> int:
-        """Wait for the next message; return its size."""
+    def _events(self) -> list[int]:
+        """Wait for messages; return their sizes."""
         queue = self._queue
         while True:
             count, completions = queue.poll(MOST)
             if count:
-                if size := received(completions):
-                    return size
+                if sizes := received(completions):
+                    return sizes
                 continue
             self._ready.poll()
             self._channel.get_cq_event(queue)
@@ -111,15 +134,15 @@ class Bare:
             queue.req_notify()
 
 
-def received(completions: list[object]) -> int:
-    """Return the size of the message among completions, 0 for none."""
-    size = 0
+def received(completions: list[object]) -> list[int]:
+    """Return the sizes of the messages among completions."""
+    sizes = []
     for completion in completions:
         if completion.status:
             raise SystemExit(f"a completion with status {completion.status}")
         if completion.opcode & WC_RECV:
-            size = completion.byte_len
-    return size
+            sizes.append(completion.byte_len)
+    return sizes
 
 
 async def first(connection: KeyedConnection, message: bytes) -> bytes:
@@ -143,32 +166,35 @@ async def serve(address: str, style: str) -> None:
         bare = Bare(connection, style)
         address, key = PLACE.unpack(await first(connection, b""))
         answer = bare.send(ANSWER, (address, key))
-        bare.ready()
-        bare.ready()
+        bare.ready(DEEPEST + 1)
         bare.endpoint.post([b"go"])
-        while bare.message() != END:
-            bare.ready()
-            bare.post(answer)
+        while (sizes := bare.messages())[-1] != END:
+            bare.ready(len(sizes))
+            bare.post(answer, len(sizes))
         connection.close()
 
 
-async def load(url: str, style: str, seconds: float) -> None:
+async def load(url: str, style: str, seconds: float, depth: int) -> None:
     """Take turns, and print what was measured in the form of ``vof bench --json``."""
     connection = await connect(parse_url(url))
     bare = Bare(connection, style)
-    bare.ready()
+    bare.ready(depth)
     await first(connection, PLACE.pack(bare.place[0], bare.place[2]))
+    bare.ready(1)
     ask, latency = bare.send(ASK), Histogram()
     clock, turns = time.perf_counter_ns, 0
     used = resource.getrusage(resource.RUSAGE_SELF)
     begin = now = clock()
-    while now - begin < seconds * 1e9:
-        bare.ready()
-        bare.post(ask)
-        bare.message()
+    bare.post(ask, depth)
+    while True:
+        count = len(bare.messages())
         then, now = now, clock()
         latency.add(now - then)
-        turns += 1
+        turns += count
+        if now - begin > seconds * 1e9:
+            break
+        bare.ready(count)
+        bare.post(ask, count)
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     rate = turns / (now - begin) * 1e9
@@ -190,8 +216,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["serve", address, style] if style in STYLES:
             trio.run(serve, address, style)
-        case ["load", url, style, seconds] if style in STYLES:
-            trio.run(load, url, style, float(seconds))
+        case ["load", url, style, seconds, depth] if style in STYLES:
+            trio.run(load, url, style, float(seconds), int(depth))
         case _:
             raise SystemExit(__doc__)
 

@@ -59,7 +59,7 @@ class Floor(Standing):
 
     def load(self, server: Server, load: Load, seconds: float, size: int) -> Figure:
         """Take turns with a server."""
-        command = [*self.words, "load", server.url, self.name, str(seconds)]
+        command = [*self.words, "load", server.url, self.name, str(seconds), str(load.depth)]
         return vof_figure(output(command, seconds))
 
 
@@ -78,6 +78,15 @@ ROWS = (
         ONE._replace(depth=32),
         1.0,
         1.0,
+    ),
+    Against(
+        "verbs32",
+        "verbs that sleep at depth 32, against TCP: how fast RDMA can be here",
+        RATE,
+        ONE._replace(depth=32),
+        0.0,
+        1.0,
+        mine=EVENTS,
     ),
     Against("read", "128 KiB sequential read, depth 8, against TCP", BANDWIDTH, LARGE, 0.0, 1.0),
     Against(

@@ -26,8 +26,8 @@ def completion(**fields: int) -> SimpleNamespace:
 
 def test_a_message_is_found_among_completions():
     came = completion(opcode=WC_RECV, byte_len=80)
-    assert received([completion(), came, completion()]) == 80
-    assert received([completion()]) == 0
+    assert received([completion(), came, completion()]) == [80]
+    assert received([completion()]) == []
     with pytest.raises(SystemExit, match="status 5"):
         received([completion(status=5)])
 

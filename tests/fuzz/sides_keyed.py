@@ -74,7 +74,7 @@ class Playing:
             while self.go_on(1000):
                 pass
         except RemoteProtocolError as error:
-            self.sent += [post for post, _ in self.stream._sends if type(post) is bytes]
+            self.sent += [post for post in self.stream._sends if type(post) is bytes]
             self.read += [post[4:5] + post[2:3] + post[5:] for post, _ in self.stream._reads]
             return repr(error)
         return None

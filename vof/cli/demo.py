@@ -18,8 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from vof.cli.checks import rdma_addresses
-from vof.cli.machine import Machine
 from vof.cli.output import human_bytes, table
 from vof.errors import ConfigError, VofError
 from vof.sizes import parse_size
@@ -100,6 +98,9 @@ def say(line: str, *more: str) -> None:
 
 def rdma(address: str) -> str:
     """Return where to listen for RDMA, without a port. Raises VofError: there is none here."""
+    from vof.cli.checks import rdma_addresses
+    from vof.cli.machine import Machine
+
     found = [address] if address else rdma_addresses(Machine())
     if not found:
         raise VofError(
