@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vof.cli import demo, main
+from vof.cli import checks, demo, main
 
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 20
@@ -142,7 +142,7 @@ def test_a_disk_that_is_none(capsys, folder, size):
 
 
 def test_without_rdma(capsys, folder, monkeypatch):
-    monkeypatch.setattr(demo, "rdma_addresses", lambda machine: [])
+    monkeypatch.setattr(checks, "rdma_addresses", lambda machine: [])
     assert main(["demo", "--rdma"]) == 1
     err = capsys.readouterr().err
     assert "tests/lab/run vof demo --rdma" in err
@@ -158,7 +158,7 @@ def test_an_address_that_has_no_rdma(capsys, folder):
 
 def test_where_it_listens_for_rdma(monkeypatch):
     assert demo.rdma("2001:db8::1") == "vof+rdma://[2001:db8::1]"
-    monkeypatch.setattr(demo, "rdma_addresses", lambda machine: ["192.0.2.1", "2001:db8::1"])
+    monkeypatch.setattr(checks, "rdma_addresses", lambda machine: ["192.0.2.1", "2001:db8::1"])
     assert demo.rdma("") == "vof+rdma://192.0.2.1"
 
 
