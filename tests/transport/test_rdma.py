@@ -106,6 +106,8 @@ def test_a_peer_on_ethernet_is_where_packets_to_it_go(peer: str, gid: str, there
     vector.is_global = 1
     raw = socket.inet_pton(socket.AF_INET6, gid)
     vector.grh.dgid = type(vector.grh.dgid).from_buffer_copy(raw)
-    assert is_there(peer, attributes) is there
+    assert is_there(peer, "192.0.2.1", attributes) is there
     vector.dlid = 1
-    assert is_there(peer, attributes)  # InfiniBand
+    assert is_there(peer, "192.0.2.1", attributes)  # InfiniBand
+    assert not is_there(peer, peer, attributes)
+    assert not is_there("127.0.0.1", "192.0.2.1", attributes)

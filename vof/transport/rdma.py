@@ -10,7 +10,7 @@ target gives it for that, and read nothing.
 import errno
 import socket
 from contextlib import ExitStack
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 
 import trio
 
@@ -154,20 +154,21 @@ def _memory(identity: Id, beside: Connection | None) -> tuple[VerbsDomain, Memor
 # -- the target's side ----------------------------------------------------------------------------
 
 
-def is_there(peer: str, attributes: Attributes) -> bool:
+def is_there(peer: str, local: str, attributes: Attributes) -> bool:
     """Return whether a peer that is not reached by iWARP is where it says, as far as can be told.
 
     Its address is what its request to connect says, and who may use a device is decided by that.
     On Ethernet (RoCE) it has to be what packets are sent to; on InfiniBand they go by other
-    addresses.
+    addresses, and nobody is believed to be where we are, which is where most are let in from.
 
     Args:
         peer: the address that it says.
+        local: the address of this side.
         attributes: what a queue pair to it needs.
     """
     vector = attributes.ah_attr
     if not vector.is_global or vector.dlid:
-        return True
+        return peer != local and not ip_address(peer).is_loopback
     found = IPv6Address(bytes(vector.grh.dgid))
     return peer == str(found.ipv4_mapped or found)
 
@@ -263,7 +264,8 @@ class RdmaListener(Listener):
                 if not event.reads:
                     raise OSError(errno.ECONNABORTED, "it lets nobody read")
                 pair.bring_up(QPS_RTR, QPS_RTS)
-                if not is_there(pair.peer, identity.attributes(QPS_RTR)[0]):
+                to_peer, _ = identity.attributes(QPS_RTR)
+                if not is_there(pair.peer, identity.local[0], to_peer):
                     raise OSError(errno.ECONNABORTED, "it is not where it says")
             connection = KeyedConnection(pair, pair.peer)
             pair.follow(connection)
