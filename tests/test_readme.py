@@ -180,7 +180,7 @@ def test_a_switch(tmp_path: Path, require):
     (tmp_path / "target.toml").write_text(listen + TOML[2])
     with running("vof target --config target.toml", ["switch0"], tmp_path):
         printed = client(
-            f"vof net 'vof+unix://{tmp_path}/switch?tvqn=switch0' --ping 1000", tmp_path
+            f"vof net 'vof+unix://{tmp_path}/switch?tvqn=switch0' --ping 1000 --wait 10", tmp_path
         )
     assert "02:00:00:00:00:07" in printed
     assert "1000 back whole, 0 lost, 0 reordered" in printed
