@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -268,12 +269,15 @@ def as_json(result: Result) -> dict[str, object]:
     }
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="tests/bench/compare", description=__doc__)
-    names = [row.name for row in ROWS] + list(COSTS)
-    parser.add_argument("--rounds", type=int, default=5, help="of each row; default 5")
-    parser.add_argument("--seconds", type=float, default=3.0, help="a side in a round; default 3")
+def arguments(
+    prog: str, about: str | None, names: Sequence[str], rounds: int, seconds: float
+) -> argparse.Namespace:
+    """Read the command line of a comparison, whose rows have these names."""
+    parser = argparse.ArgumentParser(prog=prog, description=about)
+    parser.add_argument("--rounds", type=int, default=rounds, help="of each row; %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help="a side in a round; %(default)s"
+    )
     parser.add_argument("--only", action="append", choices=names, help="this row; may be repeated")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
     options = parser.parse_args()
@@ -283,7 +287,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure and print."""
-    options = arguments()
+    names = [*(row.name for row in ROWS), *COSTS]
+    options = arguments("tests/bench/compare", __doc__, names, 5, 3.0)
     with tempfile.TemporaryDirectory(prefix="vof-compare-", dir="/var/tmp") as folder:
         image = Path(folder, "disk.img")
         with image.open("wb") as file:

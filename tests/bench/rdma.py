@@ -5,7 +5,6 @@ One ``vof target`` serves a disk in memory by both; ``vof bench`` loads it as a 
 Rows, rounds and ratios are those of ``tests/bench/compare``.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from tests.bench.compare import (
     SCHEMA,
     Row,
     Unit,
+    arguments,
     as_json,
     line,
     machine,
@@ -127,22 +127,10 @@ def head(facts: dict[str, object], rounds: int, seconds: float) -> str:
     )
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="tests/bench/rdma", description=__doc__)
-    names = [row.name for row in ROWS] + ["copies"]
-    parser.add_argument("--rounds", type=int, default=3, help="of each row; default 3")
-    parser.add_argument("--seconds", type=float, default=2.0, help="a side in a round; default 2")
-    parser.add_argument("--only", action="append", choices=names, help="this row; may be repeated")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
-    options = parser.parse_args()
-    options.only = options.only or names
-    return options
-
-
 def main() -> int:
     """Measure and print. Returns the exit status: 1 for a copy where there must be none."""
-    options = arguments()
+    names = [*(row.name for row in ROWS), "copies"]
+    options = arguments("tests/bench/rdma", __doc__, names, 3, 2.0)
     address = os.environ["VOF_RDMA_ADDRESSES"].split()[0]
     say = (lambda text: None) if options.json else (lambda text: print(text, flush=True))
     with tempfile.TemporaryDirectory(prefix="vof-rdma-") as name:

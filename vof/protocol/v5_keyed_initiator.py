@@ -31,8 +31,6 @@ from vof.protocol.v5_keyed import (
 
 EAGER_BYTES = 8 * 1024
 """Readable parts up to this size are written eagerly: the target copies them once more."""
-
-
 LEAST_DESCS = 2
 """Without the transport feature: one for each part of a request."""
 
